@@ -1,0 +1,5 @@
+//! TUN devices.
+
+/// A TUN device.
+#[derive(Debug)]
+pub struct TunLink {}

@@ -1,0 +1,5 @@
+//! Model to compiled lookups.
+
+mod reason;
+
+pub use reason::DropReason;
