@@ -8,8 +8,10 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+mod memory;
 mod tun;
 
+pub use self::memory::MemoryLink;
 pub use self::tun::TunLink;
 
 /// How a worker learns that a link has frames to read.

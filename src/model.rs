@@ -22,7 +22,7 @@ pub use entity::{
 };
 pub use group::{
     DEFAULT_GROUP, Direction, IcmpMatch, Peer, PortRange, PrefixList, SecurityGroup,
-    SecurityGroupRule, Traffic, protocol_name,
+    SecurityGroupRule, Traffic, protocol, protocol_name,
 };
 pub use id::{EntityIx, GroupIx, InterfaceIx, PrefixListIx, RuleId, SubnetIx, derive_id};
 pub use place::Place;

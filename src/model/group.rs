@@ -126,6 +126,18 @@ impl fmt::Display for Traffic {
     }
 }
 
+/// IANA protocol numbers that have a meaning of their own in rules.
+pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+}
+
 /// The name people use for an IANA protocol number.
 pub fn protocol_name(number: u8) -> String {
     match number {

@@ -1,0 +1,192 @@
+//! One worker: wait until links have packets, then read, judge and write each.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arc_swap::Cache;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::{EngineError, Shared};
+use crate::datapath::{Fate, Silent};
+use crate::link::Readiness;
+use crate::model::InterfaceIx;
+use crate::policy::{DropReason, Policy};
+
+/// Largest frame: an IP packet has a 16-bit length.
+const FRAME: usize = 1 << 16;
+/// Packets read from one link before the others get their turn.
+const BUDGET: usize = 64;
+/// Events taken from one poll.
+const EVENTS: usize = 256;
+
+pub(super) struct Worker {
+    number: usize,
+    shared: Arc<Shared>,
+    poll: Poll,
+    /// Links that may have packets left, by index: mio tells of a change once.
+    hot: VecDeque<usize>,
+    is_hot: Vec<bool>,
+    /// Links without a descriptor; looked at whenever the waker fires.
+    waking: Vec<usize>,
+}
+
+impl Worker {
+    /// The worker that owns every `of`-th link from `number` on.
+    pub(super) fn new(
+        number: usize,
+        of: usize,
+        shared: Arc<Shared>,
+    ) -> Result<(Self, Arc<Waker>), EngineError> {
+        let failed = |source| EngineError::Poll {
+            worker: number,
+            source,
+        };
+        let poll = Poll::new().map_err(failed)?;
+        let wake = Token(shared.links.len());
+        let waker = Arc::new(Waker::new(poll.registry(), wake).map_err(failed)?);
+        let mut waking = Vec::new();
+        for (index, link) in shared.links.iter().enumerate().skip(number).step_by(of) {
+            match link.readiness() {
+                Readiness::Fd(fd) => poll
+                    .registry()
+                    .register(
+                        &mut SourceFd(&fd.as_raw_fd()),
+                        Token(index),
+                        Interest::READABLE,
+                    )
+                    .map_err(|source| EngineError::Register {
+                        worker: number,
+                        link: index,
+                        source,
+                    })?,
+                Readiness::Wakes => {
+                    link.wake_with(Arc::clone(&waker));
+                    waking.push(index);
+                }
+            }
+        }
+        let links = shared.links.len();
+        let worker = Self {
+            number,
+            shared,
+            poll,
+            hot: VecDeque::with_capacity(links),
+            is_hot: vec![false; links],
+            waking,
+        };
+        Ok((worker, waker))
+    }
+
+    /// Forwards until the engine stops.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mut policy = Cache::new(Arc::clone(&shared.policy));
+        let mut events = Events::with_capacity(EVENTS);
+        let mut frame = vec![0; FRAME];
+        while !shared.stop.load(Ordering::Acquire) {
+            self.wait(&mut events);
+            // What may have packets now is drained once, a budget each; what
+            // has more stays hot, and the next wait doesn't sleep.
+            for _ in 0..self.hot.len() {
+                let Some(link) = self.hot.pop_front() else {
+                    break;
+                };
+                self.is_hot[link] = false;
+                // The policy is taken up before the first packet is read, and
+                // told to `Engine::swap`, which waits for it.
+                let policy = policy.load();
+                shared.seen[self.number].store(policy.generation(), Ordering::Release);
+                if self.drain(link, policy, &mut frame) == Left::More {
+                    self.mark_hot(link);
+                }
+            }
+            let generation = policy.load().generation();
+            shared.seen[self.number].store(generation, Ordering::Release);
+        }
+    }
+
+    fn wait(&mut self, events: &mut Events) {
+        let timeout = (!self.hot.is_empty()).then_some(std::time::Duration::ZERO);
+        if let Err(error) = self.poll.poll(events, timeout) {
+            if error.kind() != ErrorKind::Interrupted {
+                tracing::error!(worker = self.number, %error, "polling failed");
+                // Nothing is forwarded meanwhile; don't spin on a lasting fault.
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            return;
+        }
+        for event in &*events {
+            let Token(index) = event.token();
+            if index < self.is_hot.len() {
+                self.mark_hot(index);
+            } else {
+                for i in 0..self.waking.len() {
+                    self.mark_hot(self.waking[i]);
+                }
+            }
+        }
+    }
+
+    fn mark_hot(&mut self, link: usize) {
+        if !self.is_hot[link] {
+            self.is_hot[link] = true;
+            self.hot.push_back(link);
+        }
+    }
+
+    /// Reads up to a budget of packets from one link and sends each on.
+    fn drain(&self, link: usize, policy: &Policy, frame: &mut [u8]) -> Left {
+        let shared = &*self.shared;
+        let tally = shared.counters.tally(self.number);
+        let from = InterfaceIx::new(link);
+        let now = shared.now();
+        for _ in 0..BUDGET {
+            let length = match shared.links[link].recv(frame) {
+                Ok(length) => length,
+                Err(error) => return self.cannot_read(link, &error),
+            };
+            let verdict =
+                shared
+                    .datapath
+                    .judge(policy, from, &mut frame[..length], now, &mut Silent);
+            match verdict.fate {
+                Fate::Drop { reason, at } => tally.dropped(reason, at),
+                Fate::Forward { to, length } => {
+                    let sent = shared
+                        .links
+                        .get(to.ix())
+                        .is_some_and(|receiver| receiver.send(&frame[..length]).is_ok());
+                    if sent {
+                        tally.delivered(from, to, length);
+                    } else {
+                        tally.dropped(DropReason::LinkFailed, to);
+                    }
+                }
+            }
+        }
+        Left::More
+    }
+
+    fn cannot_read(&self, link: usize, error: &io::Error) -> Left {
+        match error.kind() {
+            ErrorKind::WouldBlock => Left::Nothing,
+            ErrorKind::Interrupted => Left::More,
+            _ => {
+                // The device is gone or down. Nothing passes it any more; mio
+                // tells if that changes.
+                tracing::warn!(link, %error, "reading from a link failed");
+                Left::Nothing
+            }
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Left {
+    Nothing,
+    More,
+}

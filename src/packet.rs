@@ -1,0 +1,236 @@
+//! What the appliance needs to know of a packet: read once, validated once,
+//! then a small `Copy` value. Sans-IO; allocates nothing; never panics.
+
+mod build;
+mod nat;
+mod parse;
+
+use std::net::IpAddr;
+
+use crate::model::{Direction, InterfaceIx};
+
+pub use build::{build, icmp_protocol};
+pub use nat::{rewrite_destination, rewrite_source};
+pub use parse::{ParseError, parse};
+
+/// The TCP flags that tracking looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct TcpFlags {
+    /// Synchronise sequence numbers.
+    pub syn: bool,
+    /// Acknowledgement.
+    pub ack: bool,
+    /// No more data from the sender.
+    pub fin: bool,
+    /// Reset the connection.
+    pub rst: bool,
+}
+
+/// What follows the IP header and its extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp {
+        /// Source port.
+        source: u16,
+        /// Destination port.
+        destination: u16,
+        /// Flags.
+        flags: TcpFlags,
+    },
+    /// UDP.
+    Udp {
+        /// Source port.
+        source: u16,
+        /// Destination port.
+        destination: u16,
+    },
+    /// An ICMP or ICMPv6 message that asks or answers, with an identifier.
+    IcmpQuery {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// Identifier, the same in question and answer.
+        id: u16,
+        /// Whether it asks.
+        request: bool,
+    },
+    /// Any other ICMP or ICMPv6 message.
+    Icmp {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+    },
+    /// Any other protocol.
+    Other,
+}
+
+/// One packet, as far as verdicts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address, of the same family.
+    pub destination: IpAddr,
+    /// IANA number of what follows the IP header and its extensions.
+    pub protocol: u8,
+    /// Ports, types and flags.
+    pub transport: Transport,
+    /// Bytes of the whole IP packet; what follows in the frame is not part of it.
+    pub length: usize,
+    /// Where the transport header starts.
+    pub transport_offset: usize,
+}
+
+impl Packet {
+    /// What security group rules compare besides the peer: the destination
+    /// port, or ICMP type and code as `type << 8 | code`, or 0.
+    pub fn selector(&self) -> u16 {
+        match self.transport {
+            Transport::Tcp { destination, .. } | Transport::Udp { destination, .. } => destination,
+            Transport::IcmpQuery { kind, code, .. } | Transport::Icmp { kind, code } => {
+                u16::from(kind) << 8 | u16::from(code)
+            }
+            Transport::Other => 0,
+        }
+    }
+
+    /// The key of the flow that this packet belongs to, at `interface`, which
+    /// it leaves (`Egress`) or reaches (`Ingress`). The same for both
+    /// directions of a flow. `None` for messages that belong to none: ICMP
+    /// errors and announcements.
+    pub fn flow_key(&self, interface: InterfaceIx, direction: Direction) -> Option<FlowKey> {
+        let (source, destination) = match self.transport {
+            Transport::Tcp {
+                source,
+                destination,
+                ..
+            }
+            | Transport::Udp {
+                source,
+                destination,
+            } => (source, destination),
+            // The side that asked carries the identifier, so that a question
+            // in one direction never passes as the answer to one in the other.
+            Transport::IcmpQuery {
+                id, request: true, ..
+            } => (id, 0),
+            Transport::IcmpQuery {
+                id, request: false, ..
+            } => (0, id),
+            Transport::Icmp { .. } => return None,
+            Transport::Other => (0, 0),
+        };
+        let (local, remote, local_port, remote_port) = match direction {
+            Direction::Egress => (self.source, self.destination, source, destination),
+            Direction::Ingress => (self.destination, self.source, destination, source),
+        };
+        Some(FlowKey {
+            interface,
+            local,
+            remote,
+            local_port,
+            remote_port,
+            protocol: self.protocol,
+        })
+    }
+}
+
+/// A flow as one interface sees it (AWS tracks per interface): its own end, the
+/// other end, and the protocol. Independent of a packet's direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowKey {
+    /// The interface that tracks it.
+    pub interface: InterfaceIx,
+    /// The interface's end.
+    pub local: IpAddr,
+    /// The other end.
+    pub remote: IpAddr,
+    /// Port of the interface's end; of an ICMP question its identifier.
+    pub local_port: u16,
+    /// Port of the other end.
+    pub remote_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+}
+
+impl std::hash::Hash for FlowKey {
+    /// Five words instead of the derived field by field: hashing is a good part
+    /// of what a tracked packet costs. The family needs no word of its own, as
+    /// it only has to agree with `Eq`.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u128(bits(self.local));
+        state.write_u128(bits(self.remote));
+        state.write_u64(
+            (self.interface.ix() as u64) << 32
+                | u64::from(self.local_port) << 16
+                | u64::from(self.remote_port),
+        );
+        state.write_u8(self.protocol);
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::protocol;
+
+    fn tcp(source: &str, source_port: u16, destination: &str, destination_port: u16) -> Packet {
+        Packet {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            protocol: protocol::TCP,
+            transport: Transport::Tcp {
+                source: source_port,
+                destination: destination_port,
+                flags: TcpFlags::default(),
+            },
+            length: 40,
+            transport_offset: 20,
+        }
+    }
+
+    #[test]
+    fn a_flow_has_one_key_whichever_way_its_packets_go() {
+        let eni = InterfaceIx::new(3);
+        let out = tcp("10.0.0.1", 40000, "10.0.0.2", 443);
+        let back = tcp("10.0.0.2", 443, "10.0.0.1", 40000);
+        assert_eq!(
+            out.flow_key(eni, Direction::Egress),
+            back.flow_key(eni, Direction::Ingress)
+        );
+        assert_ne!(
+            out.flow_key(eni, Direction::Egress),
+            out.flow_key(eni, Direction::Ingress)
+        );
+    }
+
+    #[test]
+    fn an_answer_belongs_to_its_question_and_a_counter_question_does_not() {
+        let eni = InterfaceIx::new(0);
+        let echo = |source: &str, destination: &str, request| Packet {
+            transport: Transport::IcmpQuery {
+                kind: if request { 8 } else { 0 },
+                code: 0,
+                id: 7,
+                request,
+            },
+            protocol: protocol::ICMP,
+            ..tcp(source, 0, destination, 0)
+        };
+        let question = echo("10.0.0.1", "10.0.0.2", true).flow_key(eni, Direction::Egress);
+        let answer = echo("10.0.0.2", "10.0.0.1", false).flow_key(eni, Direction::Ingress);
+        let counter = echo("10.0.0.2", "10.0.0.1", true).flow_key(eni, Direction::Ingress);
+        assert_eq!(question, answer);
+        assert_ne!(question, counter);
+    }
+}

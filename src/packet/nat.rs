@@ -1,0 +1,261 @@
+//! The internet gateway's one-to-one translation: an IPv4 address changes, and
+//! with it every checksum that covers it (incrementally, RFC 1624).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{Packet, Transport};
+use crate::model::protocol;
+
+const SOURCE: usize = 12;
+const DESTINATION: usize = 16;
+const HEADER_CHECKSUM: usize = 10;
+
+/// Which of a header's two addresses.
+#[derive(Clone, Copy)]
+enum Side {
+    Source,
+    Destination,
+}
+
+impl Side {
+    fn offset(self) -> usize {
+        match self {
+            Self::Source => SOURCE,
+            Self::Destination => DESTINATION,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
+/// Gives the IPv4 packet in `frame`, which `packet` was read from, the source
+/// address `new`. Packets of IPv6 are left as they are.
+pub fn rewrite_source(frame: &mut [u8], packet: &mut Packet, new: Ipv4Addr) {
+    if let IpAddr::V4(old) = packet.source {
+        rewrite(frame, packet, Side::Source, old, new);
+        packet.source = IpAddr::V4(new);
+    }
+}
+
+/// Likewise for the destination address.
+pub fn rewrite_destination(frame: &mut [u8], packet: &mut Packet, new: Ipv4Addr) {
+    if let IpAddr::V4(old) = packet.destination {
+        rewrite(frame, packet, Side::Destination, old, new);
+        packet.destination = IpAddr::V4(new);
+    }
+}
+
+fn rewrite(frame: &mut [u8], packet: &Packet, side: Side, old: Ipv4Addr, new: Ipv4Addr) {
+    let (header, payload) = frame.split_at_mut(packet.transport_offset);
+    let payload_length = packet.length.saturating_sub(packet.transport_offset);
+    let Some(payload) = payload.get_mut(..payload_length) else {
+        return;
+    };
+    replace_address(header, side, new);
+    // The pseudo header of TCP and UDP covers the addresses too. UDP's zero
+    // means "no checksum" and stays; a sum that comes out as zero is sent as
+    // its other spelling (RFC 768).
+    match packet.protocol {
+        protocol::TCP => adjust(payload, 16, old, new),
+        protocol::UDP if payload.get(6..8).is_some_and(|sum| sum != [0, 0]) => {
+            adjust(payload, 6, old, new);
+            if payload[6..8] == [0, 0] {
+                payload[6..8].copy_from_slice(&[0xff, 0xff]);
+            }
+        }
+        protocol::ICMP if is_error(packet) => rewrite_embedded(payload, side.other(), old, new),
+        _ => {}
+    }
+}
+
+/// The packet that an ICMP error quotes went the other way, so its opposite
+/// address is the one that the gateway translates. The quoted transport
+/// checksum is mended too where it was quoted, as hosts may compare it.
+fn rewrite_embedded(icmp: &mut [u8], side: Side, old: Ipv4Addr, new: Ipv4Addr) {
+    let Some(quoted) = icmp.get_mut(8..) else {
+        return;
+    };
+    let header_length = usize::from(quoted.first().map_or(0, |byte| byte & 0x0f)) * 4;
+    let version = quoted.first().map_or(0, |byte| byte >> 4);
+    if version != 4 || header_length < 20 || quoted.len() < header_length {
+        return;
+    }
+    let at = side.offset();
+    if quoted[at..at + 4] != old.octets() {
+        return;
+    }
+    let (header, rest) = quoted.split_at_mut(header_length);
+    replace_address(header, side, new);
+    match header[9] {
+        protocol::TCP => adjust(rest, 16, old, new),
+        protocol::UDP if rest.get(6..8).is_some_and(|sum| sum != [0, 0]) => {
+            adjust(rest, 6, old, new);
+        }
+        _ => {}
+    }
+    // Everything from the ICMP header on is covered by the ICMP checksum; errors
+    // are rare and short, so it is simply computed again.
+    icmp[2..4].copy_from_slice(&[0, 0]);
+    let sum = etherparse::checksum::Sum16BitWords::new()
+        .add_slice(icmp)
+        .ones_complement();
+    icmp[2..4].copy_from_slice(&sum.to_ne_bytes());
+}
+
+fn replace_address(header: &mut [u8], side: Side, new: Ipv4Addr) {
+    let at = side.offset();
+    let Some(field) = header.get_mut(at..at + 4) else {
+        return;
+    };
+    let old = Ipv4Addr::new(field[0], field[1], field[2], field[3]);
+    field.copy_from_slice(&new.octets());
+    adjust(header, HEADER_CHECKSUM, old, new);
+}
+
+/// RFC 1624 equation 3 over the two words of an address, on the checksum at `at`.
+fn adjust(bytes: &mut [u8], at: usize, old: Ipv4Addr, new: Ipv4Addr) {
+    let Some(field) = bytes.get_mut(at..at + 2) else {
+        return;
+    };
+    let mut sum = u32::from(!u16::from_be_bytes([field[0], field[1]]));
+    for word in old.octets().chunks_exact(2) {
+        sum += u32::from(!u16::from_be_bytes([word[0], word[1]]));
+    }
+    for word in new.octets().chunks_exact(2) {
+        sum += u32::from(u16::from_be_bytes([word[0], word[1]]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits above")]
+    let folded = !(sum as u16);
+    field.copy_from_slice(&folded.to_be_bytes());
+}
+
+fn is_error(packet: &Packet) -> bool {
+    // RFC 792: unreachable, source quench, redirect, time exceeded, parameter problem.
+    matches!(
+        packet.transport,
+        Transport::Icmp {
+            kind: 3 | 4 | 5 | 11 | 12,
+            ..
+        }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::parse;
+    use etherparse::{Ipv4HeaderSlice, PacketBuilder, TcpSlice, UdpSlice};
+
+    const PRIVATE: [u8; 4] = [10, 0, 1, 10];
+    const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+    const CLIENT: [u8; 4] = [198, 51, 100, 7];
+
+    fn assert_header_checksum(frame: &[u8]) {
+        let header = Ipv4HeaderSlice::from_slice(frame).unwrap().to_header();
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+    }
+
+    #[test]
+    fn tcp_and_udp_checksums_stay_right_for_any_address() {
+        for last in 0..=255u8 {
+            let new = Ipv4Addr::new(203, 0, last, last.wrapping_mul(31));
+            let mut frame = Vec::new();
+            PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+                .tcp(443, 50000, 7, 64000)
+                .ack(9)
+                .write(&mut frame, &[last; 33])
+                .unwrap();
+            let mut packet = parse(&frame).unwrap();
+            rewrite_source(&mut frame, &mut packet, new);
+            assert_header_checksum(&frame);
+            let tcp = TcpSlice::from_slice(&frame[20..]).unwrap();
+            assert_eq!(
+                tcp.checksum(),
+                tcp.calc_checksum_ipv4(new.octets(), CLIENT).unwrap()
+            );
+
+            let mut frame = Vec::new();
+            PacketBuilder::ipv4(CLIENT, PRIVATE, 64)
+                .udp(50000, 53)
+                .write(&mut frame, &[last; 8])
+                .unwrap();
+            let mut packet = parse(&frame).unwrap();
+            rewrite_destination(&mut frame, &mut packet, new);
+            assert_header_checksum(&frame);
+            let udp = UdpSlice::from_slice(&frame[20..]).unwrap();
+            let expected = etherparse::UdpHeader::with_ipv4_checksum(
+                50000,
+                53,
+                &etherparse::Ipv4Header::new(
+                    16,
+                    64,
+                    etherparse::IpNumber::UDP,
+                    CLIENT,
+                    new.octets(),
+                )
+                .unwrap(),
+                udp.payload(),
+            )
+            .unwrap();
+            assert_eq!(udp.checksum(), expected.checksum);
+        }
+    }
+
+    #[test]
+    fn a_udp_packet_without_checksum_stays_without() {
+        let mut frame = Vec::new();
+        PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+            .udp(1, 2)
+            .write(&mut frame, b"x")
+            .unwrap();
+        frame[26..28].copy_from_slice(&[0, 0]);
+        let mut packet = parse(&frame).unwrap();
+        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        assert_eq!(&frame[26..28], &[0, 0]);
+    }
+
+    #[test]
+    fn an_icmp_error_names_the_public_address_inside_too() {
+        let mut quoted = Vec::new();
+        PacketBuilder::ipv4(CLIENT, PRIVATE, 60)
+            .udp(50000, 99)
+            .write(&mut quoted, b"probe")
+            .unwrap();
+        let mut frame = Vec::new();
+        PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+            .icmpv4_raw(3, 3, [0; 4])
+            .write(&mut frame, &quoted)
+            .unwrap();
+        let mut packet = parse(&frame).unwrap();
+        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        assert_header_checksum(&frame);
+        assert_header_checksum(&frame[28..]);
+        assert_eq!(&frame[28 + 16..28 + 20], &PUBLIC.octets());
+        let sum = etherparse::checksum::Sum16BitWords::new()
+            .add_slice(&frame[20..])
+            .ones_complement();
+        assert_eq!(sum, 0, "the ICMP checksum covers what was changed");
+    }
+
+    #[test]
+    fn hostile_quotes_are_left_alone() {
+        for quoted in [&[][..], &[0x45], &[0x4f; 20], &[0x65; 40]] {
+            let mut frame = Vec::new();
+            PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+                .icmpv4_raw(3, 3, [0; 4])
+                .write(&mut frame, quoted)
+                .unwrap();
+            let mut packet = parse(&frame).unwrap();
+            rewrite_source(&mut frame, &mut packet, PUBLIC);
+            assert_eq!(&frame[28..], quoted);
+        }
+    }
+}
