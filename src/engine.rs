@@ -5,6 +5,7 @@
 //! The policy in force is swapped atomically. A worker takes it up once a
 //! batch, so a packet is judged by one policy from its first layer to its last.
 
+mod appliance;
 pub mod proof;
 mod worker;
 
@@ -24,6 +25,8 @@ use crate::link::Link;
 use crate::observe::Counters;
 use crate::policy::Policy;
 use worker::Worker;
+
+pub use appliance::{Appliance, ReplaceError};
 
 /// Time between two sweeps of the flow table.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);

@@ -15,6 +15,7 @@ mod entity;
 mod group;
 mod id;
 mod place;
+mod topology;
 mod vpc;
 
 pub use entity::{
@@ -26,6 +27,7 @@ pub use group::{
 };
 pub use id::{EntityIx, GroupIx, InterfaceIx, PrefixListIx, RuleId, SubnetIx, derive_id};
 pub use place::Place;
+pub use topology::TopologyChange;
 pub use vpc::{Subnet, Vpc};
 
 /// One VPC as declared, with everything that lives in it or reaches it.

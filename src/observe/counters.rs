@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
-use serde::Serialize;
 
 use crate::model::InterfaceIx;
 use crate::policy::DropReason;
@@ -134,23 +133,6 @@ impl Traffic {
         for (sum, base) in self.drops.iter_mut().zip(&base.drops) {
             *sum -= base;
         }
-    }
-}
-
-impl Serialize for Traffic {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeStruct;
-        let drops: serde_json::Map<String, serde_json::Value> = self
-            .drops_by_reason()
-            .map(|(reason, count)| (reason.as_str().to_owned(), count.into()))
-            .collect();
-        let mut out = serializer.serialize_struct("Traffic", 5)?;
-        out.serialize_field("packets_in", &self.packets_in)?;
-        out.serialize_field("bytes_in", &self.bytes_in)?;
-        out.serialize_field("packets_out", &self.packets_out)?;
-        out.serialize_field("bytes_out", &self.bytes_out)?;
-        out.serialize_field("drops", &drops)?;
-        out.end()
     }
 }
 

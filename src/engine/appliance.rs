@@ -1,0 +1,196 @@
+//! An engine with the model that it enforces: proven at start, changed while
+//! it runs, asked for its status.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::proof::{Prover, take_over};
+use super::{Engine, EngineError, Options};
+use crate::link::Link;
+use crate::model::{InterfaceIx, Model, TopologyChange};
+use crate::observe::{FlowStatus, InterfaceStatus, PolicyStatus, Proof, Status};
+use crate::policy::Policy;
+
+/// A running appliance. Dropping it stops all forwarding.
+#[derive(Debug)]
+pub struct Appliance {
+    engine: Engine,
+    proofs: Vec<Proof>,
+    declared: Mutex<Declared>,
+}
+
+/// What is declared now; the lock makes one change wait for the other.
+#[derive(Debug)]
+struct Declared {
+    model: Model,
+    reloads: u64,
+    refused: u64,
+    last_refusal: Option<String>,
+}
+
+/// Why a changed model was not put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// It changes what only a restart can change.
+    #[error(transparent)]
+    Topology(#[from] TopologyChange),
+    /// The workers did not take it up.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl Appliance {
+    /// Starts forwarding between `links`, which stand for the interfaces of
+    /// `model` in order, proves each interface, then puts the model's policy
+    /// in force. `open` opens a UDP socket bound to an address of an
+    /// interface, inside its namespace.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the threads can't be had. An interface that could
+    /// not be proven is no error here: see [`Self::unproven`].
+    pub fn start(
+        model: Model,
+        mut links: Vec<Arc<dyn Link>>,
+        options: Options,
+        open: impl FnMut(InterfaceIx, SocketAddr) -> io::Result<UdpSocket>,
+    ) -> Result<Self, EngineError> {
+        let prover = Prover::new(&model);
+        links.push(prover.link());
+        let engine = Engine::start(links, prover.policy(), options)?;
+        let proofs = prover.prove(&engine, open);
+        take_over(&engine, &model)?;
+        Ok(Self {
+            engine,
+            proofs,
+            declared: Mutex::new(Declared {
+                model,
+                reloads: 0,
+                refused: 0,
+                last_refusal: None,
+            }),
+        })
+    }
+
+    /// The threads and their counters.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The interfaces that were not proven to enforce, by name, with the reason.
+    pub fn unproven(&self) -> Vec<(String, String)> {
+        let model = &self.declared().model;
+        self.proofs
+            .iter()
+            .enumerate()
+            .filter(|(_, proof)| !proof.holds())
+            .map(|(i, proof)| (model.interface_label(InterfaceIx::new(i)), proof.to_string()))
+            .collect()
+    }
+
+    /// Compiles `model` aside and puts it in force; gives the new generation.
+    /// Tracked flows survive.
+    ///
+    /// # Errors
+    /// [`ReplaceError`]; unless the engine is stuck, what was in force stays.
+    pub fn replace(&self, model: Model) -> Result<u64, ReplaceError> {
+        let mut declared = self.declared();
+        let replaced = declared
+            .model
+            .same_topology(&model)
+            .map_err(ReplaceError::from)
+            .and_then(|()| {
+                let policy = Policy::compile(&model, Some(&self.engine.policy()));
+                let generation = policy.generation();
+                self.engine.swap(policy)?;
+                Ok(generation)
+            });
+        match &replaced {
+            Ok(_) => {
+                declared.model = model;
+                declared.reloads += 1;
+                declared.last_refusal = None;
+            }
+            Err(error) => declared.refuse(error.to_string()),
+        }
+        replaced
+    }
+
+    /// Takes note that a change did not even become a model.
+    pub fn refuse(&self, why: String) {
+        self.declared().refuse(why);
+    }
+
+    /// Its state now.
+    pub fn status(&self) -> Status {
+        let declared = self.declared();
+        let policy = self.engine.policy();
+        let interfaces = policy
+            .interfaces()
+            .map(|(at, interface)| {
+                let traffic = self.engine.counters().traffic(at);
+                let own = declared
+                    .model
+                    .interfaces()
+                    .find(|(_, declared)| declared.id == interface.id);
+                InterfaceStatus {
+                    id: interface.id.clone(),
+                    name: interface.label.clone(),
+                    kind: own.map_or_else(String::new, |(at, _)| {
+                        declared.model.entity_of(at).kind.to_string()
+                    }),
+                    addresses: interface
+                        .addresses
+                        .iter()
+                        .map(|address| address.private.to_string())
+                        .collect(),
+                    security_groups: own.map_or_else(Vec::new, |(_, interface)| {
+                        let name =
+                            |group: &crate::model::GroupIx| &declared.model.security_groups[group.ix()].name;
+                        interface.groups().iter().map(name).cloned().collect()
+                    }),
+                    proof: self.proofs.get(at.ix()).cloned().unwrap_or(Proof::Pending),
+                    packets_in: traffic.packets_in,
+                    bytes_in: traffic.bytes_in,
+                    packets_out: traffic.packets_out,
+                    bytes_out: traffic.bytes_out,
+                    drops: traffic
+                        .drops_by_reason()
+                        .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                        .collect(),
+                }
+            })
+            .collect();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(self.engine.uptime().as_millis()).unwrap_or(u64::MAX),
+            enforcing: self.proofs.iter().all(Proof::holds),
+            workers: self.engine.workers(),
+            policy: PolicyStatus {
+                generation: policy.generation(),
+                reloads: declared.reloads,
+                refused: declared.refused,
+                last_refusal: declared.last_refusal.clone(),
+            },
+            flows: FlowStatus {
+                tracked: self.engine.flows().len(),
+                capacity: self.engine.flows().capacity(),
+            },
+            interfaces,
+        }
+    }
+
+    fn declared(&self) -> MutexGuard<'_, Declared> {
+        self.declared
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+}
+
+impl Declared {
+    fn refuse(&mut self, why: String) {
+        self.refused += 1;
+        self.last_refusal = Some(why);
+    }
+}

@@ -1,0 +1,88 @@
+//! What may change while an appliance runs: rules, prefix lists and which
+//! groups an interface carries. Entities, interfaces and addresses may not.
+
+use std::collections::HashMap;
+
+use super::{Attachment, Entity, Interface, Model};
+
+/// A difference that takes a restart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}; only security groups, prefix lists and an entity's security_groups change while the lab runs: stop it and start it again")]
+pub struct TopologyChange {
+    what: String,
+}
+
+impl Model {
+    /// Whether `new` differs only in what may change at run time.
+    ///
+    /// # Errors
+    /// The first difference that may not.
+    pub fn same_topology(&self, new: &Self) -> Result<(), TopologyChange> {
+        if self.vpc != new.vpc {
+            return changed("the VPC changed".to_owned());
+        }
+        let before = entities(self);
+        let after = entities(new);
+        for name in before.keys() {
+            if !after.contains_key(name) {
+                return changed(format!("entity '{name}' is gone"));
+            }
+        }
+        for (name, entity) in &after {
+            let Some(old) = before.get(name) else {
+                return changed(format!("entity '{name}' is new"));
+            };
+            if !same_entity(old.0, entity.0) || !same_interfaces(self, new, &old.1, &entity.1) {
+                return changed(format!(
+                    "entity '{name}' changed in more than its security groups"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn changed(what: String) -> Result<(), TopologyChange> {
+    Err(TopologyChange { what })
+}
+
+fn entities(model: &Model) -> HashMap<&str, (&Entity, Vec<&Interface>)> {
+    let mut found: HashMap<&str, (&Entity, Vec<&Interface>)> = model
+        .entities
+        .iter()
+        .map(|entity| (entity.name.as_str(), (entity, Vec::new())))
+        .collect();
+    for interface in &model.interfaces {
+        let owner = &model.entities[interface.entity.ix()];
+        if let Some((_, interfaces)) = found.get_mut(owner.name.as_str()) {
+            interfaces.push(interface);
+        }
+    }
+    found
+}
+
+fn same_entity(old: &Entity, new: &Entity) -> bool {
+    old.kind == new.kind && old.engine == new.engine && old.run == new.run
+}
+
+fn same_interfaces(
+    old_model: &Model,
+    new_model: &Model,
+    old: &[&Interface],
+    new: &[&Interface],
+) -> bool {
+    let subnet = |model: &Model, interface: &Interface| match &interface.attachment {
+        Attachment::Subnet { subnet, .. } => {
+            let subnet = &model.subnets[subnet.ix()];
+            Ok((subnet.id.clone(), subnet.cidrs.clone()))
+        }
+        Attachment::External(via) => Err(*via),
+    };
+    old.len() == new.len()
+        && old.iter().zip(new).all(|(old, new)| {
+            old.id == new.id
+                && old.addresses == new.addresses
+                && old.mtu == new.mtu
+                && subnet(old_model, old) == subnet(new_model, new)
+        })
+}

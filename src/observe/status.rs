@@ -1,0 +1,78 @@
+//! The state of a running appliance as one value: what `sgwall status` gets
+//! over the control socket and prints.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Proof;
+
+/// A running appliance.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Whether every interface was proven to enforce.
+    pub enforcing: bool,
+    /// Worker threads.
+    pub workers: usize,
+    /// The policy in force.
+    pub policy: PolicyStatus,
+    /// The flow table.
+    pub flows: FlowStatus,
+    /// Every interface.
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// The policy in force and what became of attempts to change it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Counts the policies since the start.
+    pub generation: u64,
+    /// Changes that were put in force since the start.
+    pub reloads: u64,
+    /// Changes that were refused since the start.
+    pub refused: u64,
+    /// Why the latest change was refused; `None` once one was put in force.
+    pub last_refusal: Option<String>,
+}
+
+/// How full the flow table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowStatus {
+    /// Flows in it.
+    pub tracked: usize,
+    /// Most it holds.
+    pub capacity: usize,
+}
+
+/// One interface.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// `eni-…`.
+    pub id: String,
+    /// The entity, and the device where it has several.
+    pub name: String,
+    /// `ec2`, `rds`, `elb`, `ecs` or `external`.
+    pub kind: String,
+    /// Its own addresses.
+    pub addresses: Vec<String>,
+    /// Names of its security groups.
+    pub security_groups: Vec<String>,
+    /// Whether it was shown to enforce.
+    pub proof: Proof,
+    /// Packets delivered to it.
+    pub packets_in: u64,
+    /// Bytes delivered to it.
+    pub bytes_in: u64,
+    /// Packets from it that were delivered.
+    pub packets_out: u64,
+    /// Bytes from it that were delivered.
+    pub bytes_out: u64,
+    /// Packets dropped at it, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
