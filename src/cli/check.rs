@@ -1,12 +1,159 @@
 //! `sgwall check`: is this lab file valid, and if not, where and why.
 
-use super::{CliError, Outcome};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use clap::ValueHint;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{CliError, Format, Outcome};
+use crate::config::{self, Diagnostic, Diagnostics, Loaded};
+use crate::model::Model;
 
 /// Arguments of `sgwall check`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Exit codes: 0 valid, 1 invalid or unreadable, 2 wrong usage.
+
+Examples:
+  sgwall check configs/three-tier.yaml
+  sgwall check lab.yaml --rules web.yaml --rules db.yaml
+  sgwall check lab.yaml --format json | jq '.diagnostics[].message'")]
+pub struct Args {
+    /// The lab file: VPC, subnets, security groups, entities.
+    #[arg(value_name = "LAB", value_hint = ValueHint::FilePath)]
+    pub lab: PathBuf,
+    /// A further file with `security_groups` and `prefix_lists`; repeatable.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub rules: Vec<PathBuf>,
+    /// How to write the answer.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
 
 /// Checks the files and prints what is wrong with them.
-pub fn run(_args: &Args) -> Result<Outcome, CliError> {
-    Ok(Outcome::No)
+///
+/// # Errors
+/// None now; the signature is that of every command.
+pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    let loaded = match load_or_report(&args.lab, &args.rules, args.format) {
+        Ok(loaded) => loaded,
+        Err(outcome) => return Ok(outcome),
+    };
+    let summary = Summary::of(&loaded.model);
+    match args.format {
+        Format::Text => println!("{}: valid: {summary}", args.lab.display()),
+        Format::Json => {
+            let answer = json!({
+                "valid": true,
+                "files": names(&args.lab, &args.rules),
+                "summary": summary,
+                "diagnostics": loaded.warnings,
+            });
+            println!("{answer:#}");
+        }
+    }
+    Ok(Outcome::Yes)
+}
+
+/// Reads the files for any command that needs them. What is wrong is printed,
+/// as text to stderr or as one JSON object to stdout, and gives the outcome to
+/// end with. Warnings of valid files go to stderr as text; with JSON they are
+/// left to the command, in [`Loaded::warnings`].
+pub(super) fn load_or_report(
+    lab: &Path,
+    rules: &[PathBuf],
+    format: Format,
+) -> Result<Loaded, Outcome> {
+    let result = config::load(lab, rules);
+    match (&result, format) {
+        (Ok(loaded), Format::Text) => print_text(&loaded.warnings),
+        (Ok(_), Format::Json) => {}
+        (Err(found), Format::Text) => {
+            print_text(found);
+            eprintln!("\n{}: invalid: {}", lab.display(), count(found));
+        }
+        (Err(found), Format::Json) => {
+            let answer = json!({
+                "valid": false,
+                "files": names(lab, rules),
+                "summary": null,
+                "diagnostics": found.to_json(),
+            });
+            println!("{answer:#}");
+        }
+    }
+    result.map_err(|_| Outcome::No)
+}
+
+/// What a valid lab holds.
+#[derive(Debug, Serialize)]
+struct Summary {
+    subnets: usize,
+    prefix_lists: usize,
+    security_groups: usize,
+    rules: usize,
+    entities: usize,
+    interfaces: usize,
+}
+
+impl Summary {
+    fn of(model: &Model) -> Self {
+        let groups = &model.security_groups;
+        Self {
+            subnets: model.subnets.len(),
+            prefix_lists: model.prefix_lists.len(),
+            security_groups: groups.len(),
+            rules: groups
+                .iter()
+                .map(|group| group.ingress.len() + group.egress.len())
+                .sum(),
+            entities: model.entities.len(),
+            interfaces: model.interfaces.len(),
+        }
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}, {}, {}, {}, {}, {}",
+            counted(self.subnets, "subnet", "subnets"),
+            counted(self.prefix_lists, "prefix list", "prefix lists"),
+            counted(self.security_groups, "security group", "security groups"),
+            counted(self.rules, "rule", "rules"),
+            counted(self.entities, "entity", "entities"),
+            counted(self.interfaces, "interface", "interfaces"),
+        )
+    }
+}
+
+fn names(lab: &Path, rules: &[PathBuf]) -> Vec<String> {
+    let files = std::iter::once(lab).chain(rules.iter().map(PathBuf::as_path));
+    files.map(|path| path.display().to_string()).collect()
+}
+
+fn count(found: &Diagnostics) -> String {
+    let errors = counted(found.errors(), "error", "errors");
+    match found.warnings() {
+        0 => errors,
+        warnings => format!("{errors}, {}", counted(warnings, "warning", "warnings")),
+    }
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    let noun = if count == 1 { one } else { many };
+    format!("{count} {noun}")
+}
+
+fn print_text<'a>(diagnostics: impl IntoIterator<Item = &'a Diagnostic>) {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colour = !plain && std::io::stderr().is_terminal();
+    let texts: Vec<String> = diagnostics
+        .into_iter()
+        .map(|diagnostic| diagnostic.render(colour))
+        .collect();
+    eprint!("{}", texts.join("\n"));
 }

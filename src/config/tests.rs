@@ -1,0 +1,1 @@
+//! What lab files promise.

@@ -1,0 +1,265 @@
+//! `vpc:` and `subnets:`.
+
+use ipnet::IpNet;
+
+use super::diagnostic::{Report, quoted};
+use super::net::{may_be_vpc, overlap};
+use super::reader::Entry;
+use super::source::Span;
+use super::yaml::Node;
+use crate::model::{Subnet, Vpc, derive_id};
+
+/// The VPC, with the places of its blocks.
+#[derive(Debug, Default)]
+pub(super) struct VpcDecl {
+    pub(super) vpc: Vpc,
+    /// Whether every block could be read; without that nothing can be held
+    /// against them.
+    pub(super) whole: bool,
+}
+
+/// A subnet, with the places needed to complain about it later.
+#[derive(Debug)]
+pub(super) struct SubnetDecl {
+    pub(super) subnet: Subnet,
+    pub(super) key: Span,
+    pub(super) id: Span,
+    /// Whether every block could be read.
+    pub(super) whole: bool,
+}
+
+const VPC_HELP: &str = "write for example `vpc: { cidr: [10.0.0.0/16] }`";
+
+/// Reads `vpc:`.
+pub(super) fn read_vpc(report: &mut Report, node: &Node) -> VpcDecl {
+    let mut decl = VpcDecl::default();
+    decl.vpc.id = derive_id("vpc", &["vpc"]);
+    let Some(fields) = report.fields(node, "`vpc`", &["id", "cidr"]) else {
+        return decl;
+    };
+    if let Some(node) = fields.get("id")
+        && let Some(id) = report.id(node, "the VPC", "vpc")
+    {
+        decl.vpc.id = id;
+    }
+    let Some(cidr) = fields.get("cidr") else {
+        report
+            .error(fields.span, "`vpc` has no `cidr`")
+            .help(VPC_HELP);
+        return decl;
+    };
+    let Some(items) = report.one_or_list(cidr, "`cidr` of the VPC", VPC_HELP) else {
+        return decl;
+    };
+    decl.whole = true;
+    let mut seen: Vec<(IpNet, Span)> = Vec::new();
+    for item in items {
+        let Some(net) = read_block(report, item, "`cidr` of the VPC", (16, 28), (32, 64)) else {
+            decl.whole = false;
+            continue;
+        };
+        if !may_be_vpc(&net) {
+            report
+                .error(item.span, format!("`{net}` holds loopback, link-local, multicast or reserved addresses, which a VPC never carries"))
+                .help("use a private block, for example `10.0.0.0/16`");
+            decl.whole = false;
+            continue;
+        }
+        if let Some((other, first)) = seen.iter().find(|(other, _)| overlap(other, &net)) {
+            report
+                .error(
+                    item.span,
+                    format!("`{net}` overlaps `{other}`, another block of the VPC"),
+                )
+                .also(*first, "the other block")
+                .help("the blocks of a VPC must not share addresses");
+            decl.whole = false;
+            continue;
+        }
+        seen.push((net, item.span));
+    }
+    decl.vpc.cidrs = seen.into_iter().map(|(net, _)| net).collect();
+    decl
+}
+
+/// Reads `subnets:`.
+pub(super) fn read_subnets(
+    report: &mut Report,
+    entries: &[Entry<'_>],
+    vpc: &VpcDecl,
+) -> Vec<SubnetDecl> {
+    let mut decls = Vec::with_capacity(entries.len());
+    let mut seen: Vec<(IpNet, Span)> = Vec::new();
+    for entry in entries {
+        check_name(report, entry, "a subnet", "subnet-");
+        decls.push(read_subnet(report, entry, vpc, &mut seen));
+    }
+    decls
+}
+
+/// Refuses names that can't be told from ids or don't fit a line.
+pub(super) fn check_name(report: &mut Report, entry: &Entry<'_>, what: &str, id_prefix: &str) {
+    let name = entry.name;
+    let problem = if name.trim().is_empty() {
+        "is empty"
+    } else if name.chars().count() > 255 {
+        "is longer than 255 characters"
+    } else if name.starts_with(id_prefix) {
+        "looks like an id"
+    } else if name.chars().any(char::is_control) {
+        "holds a control character"
+    } else {
+        return;
+    };
+    report
+        .error(
+            entry.key,
+            format!("the name {} of {what} {problem}", quoted(name)),
+        )
+        .help(format!(
+            "choose a name of 1 to 255 printable characters that does not start with `{id_prefix}`"
+        ));
+}
+
+fn read_subnet(
+    report: &mut Report,
+    entry: &Entry<'_>,
+    vpc: &VpcDecl,
+    seen: &mut Vec<(IpNet, Span)>,
+) -> SubnetDecl {
+    let name = entry.name;
+    let mut decl = SubnetDecl {
+        subnet: Subnet {
+            id: derive_id("subnet", &[name]),
+            name: name.to_owned(),
+            cidrs: Vec::new(),
+            place: report.place(entry.key),
+        },
+        key: entry.key,
+        id: entry.key,
+        whole: false,
+    };
+    let what = format!("subnet {}", quoted(name));
+    let known = ["id", "cidr", "network_acl", "route_table"];
+    let Some(fields) = report.fields(entry.value, &what, &known) else {
+        return decl;
+    };
+    for key in ["network_acl", "route_table"] {
+        if let Some(found) = fields.entry(key) {
+            not_enforced(report, found.key, key);
+        }
+    }
+    if let Some(node) = fields.get("id")
+        && let Some(id) = report.id(node, &what, "subnet")
+    {
+        decl.subnet.id = id;
+        decl.id = node.span;
+    }
+    let help = "write for example `cidr: 10.0.1.0/24`, a block within the VPC's";
+    let Some(cidr) = fields.get("cidr") else {
+        report
+            .error(entry.key, format!("{what} has no `cidr`"))
+            .help(help);
+        return decl;
+    };
+    let Some(items) = report.one_or_list(cidr, &format!("`cidr` of {what}"), help) else {
+        return decl;
+    };
+    decl.whole = true;
+    for item in items {
+        match read_subnet_block(report, item, &what, vpc, seen) {
+            Some(net) => {
+                let first = decl
+                    .subnet
+                    .cidrs
+                    .iter()
+                    .any(|cidr| matches!(cidr, IpNet::V4(_)));
+                if first && matches!(net, IpNet::V4(_)) {
+                    report
+                        .error(item.span, format!("{what} has two IPv4 blocks"))
+                        .help("on AWS a subnet has one IPv4 block; make a subnet for the other");
+                }
+                seen.push((net, item.span));
+                decl.subnet.cidrs.push(net);
+            }
+            None => decl.whole = false,
+        }
+    }
+    decl
+}
+
+fn read_subnet_block(
+    report: &mut Report,
+    item: &Node,
+    what: &str,
+    vpc: &VpcDecl,
+    seen: &[(IpNet, Span)],
+) -> Option<IpNet> {
+    let net = read_block(
+        report,
+        item,
+        &format!("`cidr` of {what}"),
+        (16, 28),
+        (44, 64),
+    )?;
+    if vpc.whole && !vpc.vpc.cidrs.iter().any(|block| block.contains(&net)) {
+        let blocks: Vec<String> = vpc.vpc.cidrs.iter().map(ToString::to_string).collect();
+        report
+            .error(item.span, format!("`{net}` of {what} lies outside the VPC"))
+            .help(format!(
+                "choose a block within {}, or add one to `cidr` of the VPC",
+                blocks.join(", ")
+            ));
+        return None;
+    }
+    if let Some((other, first)) = seen.iter().find(|(other, _)| overlap(other, &net)) {
+        report
+            .error(item.span, format!("`{net}` of {what} overlaps `{other}`"))
+            .also(*first, "the other block")
+            .help("subnets must not share addresses; choose a block of its own");
+        return None;
+    }
+    Some(net)
+}
+
+/// A block whose prefix length AWS admits.
+fn read_block(
+    report: &mut Report,
+    item: &Node,
+    what: &str,
+    v4: (u8, u8),
+    v6: (u8, u8),
+) -> Option<IpNet> {
+    let net = report.cidr(item, what)?;
+    let (family, (least, most)) = match net {
+        IpNet::V4(_) => ("IPv4", v4),
+        IpNet::V6(_) => ("IPv6", v6),
+    };
+    if (least..=most).contains(&net.prefix_len()) {
+        return Some(net);
+    }
+    report
+        .error(
+            item.span,
+            format!(
+                "{what}: an {family} block must be from /{least} to /{most}, not /{}",
+                net.prefix_len()
+            ),
+        )
+        .help(format!("choose a prefix length from {least} to {most}"));
+    None
+}
+
+/// Refuses what would be stored and not enforced.
+pub(super) fn not_enforced(report: &mut Report, span: Span, key: &str) {
+    let what = match key {
+        "network_acl" | "network_acls" => "network ACLs",
+        _ => "route tables",
+    };
+    report
+        .error(
+            span,
+            format!("this version does not enforce {what} yet, so it refuses the file rather than obey half of it"),
+        )
+        .help(format!("remove the key `{key}`"));
+}
