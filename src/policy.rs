@@ -1,5 +1,6 @@
 //! Model to compiled lookups.
 
+pub mod oracle;
 mod reason;
 
 pub use reason::DropReason;
