@@ -439,10 +439,7 @@ fn covers_peer(model: &Model, peer: Peer, address: IpAddr) -> bool {
 fn is_member(model: &Model, group: GroupIx, address: IpAddr) -> bool {
     model.interfaces.iter().any(|interface| {
         interface.groups().contains(&group)
-            && interface
-                .addresses
-                .iter()
-                .any(|its| its.private == address)
+            && interface.addresses.iter().any(|its| its.private == address)
     })
 }
 

@@ -33,11 +33,20 @@ pub(super) struct Identity {
 /// by ports, ICMP queries by their identifier, all else by protocol alone (§3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Conversation {
-    Tcp { local: u16, remote: u16 },
-    Udp { local: u16, remote: u16 },
+    Tcp {
+        local: u16,
+        remote: u16,
+    },
+    Udp {
+        local: u16,
+        remote: u16,
+    },
     /// `local_asks`: a request from the far side is another conversation than
     /// the reply to ours, though both carry the same identifier.
-    Echo { id: u16, local_asks: bool },
+    Echo {
+        id: u16,
+        local_asks: bool,
+    },
     Other(u8),
 }
 
@@ -175,7 +184,9 @@ impl Flow {
             },
             // §3.5: one direction only or a single request and response has
             // the short timeout, more than one the long.
-            Progress::Udp { exchanges: 0 | 1, .. } => interface.tracking.udp_timeout,
+            Progress::Udp {
+                exchanges: 0 | 1, ..
+            } => interface.tracking.udp_timeout,
             Progress::Udp { .. } => interface.tracking.udp_stream,
             Progress::Echo => ICMP_QUERY,
             Progress::Other => OTHER,
