@@ -6,10 +6,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
-use sgwall::model::Model;
+use sgwall::model::{Attachment, Model, Tracking};
 use sgwall::policy::oracle::{Admission, Judgement, Oracle, Packet, Payload};
 
-use crate::models;
 use crate::traffic::{self, Case, Sent, Step};
 
 /// Whatever claims to judge packets as the oracle does.
@@ -108,7 +107,7 @@ fn tell(
     let mut out = format!("{PART}\n");
     for event in story {
         let _ = match event {
-            Event::Model(model) => write!(out, "--- model\n{}---\n", models::describe(model)),
+            Event::Model(model) => write!(out, "--- model\n{}---\n", describe(model)),
             Event::Packet(packet, now, judgement) => {
                 writeln!(out, "{now:?} {packet}\n    {judgement:?}")
             }
@@ -118,6 +117,65 @@ fn tell(
         out,
         "{now:?} {packet}\n    oracle: {expected:?}\n    engine: {judged:?}\n"
     );
+    out
+}
+
+/// The model for people: what a failure prints.
+fn describe(model: &Model) -> String {
+    let mut out = format!("vpc {:?}\n", model.vpc.cidrs);
+    for (ix, interface) in model.interfaces() {
+        let entity = model.entity_of(ix);
+        let groups: Vec<&str> = interface
+            .groups()
+            .iter()
+            .map(|group| model.security_groups[group.ix()].name.as_str())
+            .collect();
+        let addresses: Vec<String> = interface
+            .addresses
+            .iter()
+            .map(|address| match address.public {
+                Some(public) => format!("{} (public {public})", address.private),
+                None => address.private.to_string(),
+            })
+            .collect();
+        let kind = match interface.attachment {
+            Attachment::External(via) => format!("external via {via:?}"),
+            Attachment::Subnet { .. } => entity.kind.to_string(),
+        };
+        let check = if interface.source_dest_check {
+            ""
+        } else {
+            ", no source/dest check"
+        };
+        let Tracking {
+            tcp_established,
+            udp_timeout,
+            udp_stream,
+        } = interface.tracking;
+        let _ = writeln!(
+            out,
+            "#{} {} {kind} {} groups {groups:?} mtu {}{check}, established {tcp_established:?}, udp {udp_timeout:?}/{udp_stream:?}",
+            ix.ix(),
+            model.interface_label(ix),
+            addresses.join(" "),
+            interface.mtu,
+        );
+    }
+    for list in &model.prefix_lists {
+        let _ = writeln!(out, "pl/{} {:?}", list.name, list.entries);
+    }
+    for group in &model.security_groups {
+        let _ = writeln!(out, "sg/{}", group.name);
+        for (direction, rules) in [("in ", &group.ingress), ("out", &group.egress)] {
+            for rule in rules {
+                let _ = writeln!(
+                    out,
+                    "  {direction} {} {} {}",
+                    rule.id, rule.traffic, rule.peer_text
+                );
+            }
+        }
+    }
     out
 }
 

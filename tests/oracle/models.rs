@@ -6,7 +6,6 @@
 //! model, and a smaller one is still a valid model when a failure is shrunk.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -350,65 +349,6 @@ pub fn addresses(model: &Model) -> Vec<IpAddr> {
         addresses.push(stranger.parse().expect("an address"));
     }
     addresses
-}
-
-/// The model for people: what a failure prints.
-pub fn describe(model: &Model) -> String {
-    let mut out = format!("vpc {:?}\n", model.vpc.cidrs);
-    for (ix, interface) in model.interfaces() {
-        let entity = model.entity_of(ix);
-        let groups: Vec<&str> = interface
-            .groups()
-            .iter()
-            .map(|group| model.security_groups[group.ix()].name.as_str())
-            .collect();
-        let addresses: Vec<String> = interface
-            .addresses
-            .iter()
-            .map(|address| match address.public {
-                Some(public) => format!("{} (public {public})", address.private),
-                None => address.private.to_string(),
-            })
-            .collect();
-        let kind = match interface.attachment {
-            Attachment::External(via) => format!("external via {via:?}"),
-            Attachment::Subnet { .. } => entity.kind.to_string(),
-        };
-        let check = if interface.source_dest_check {
-            ""
-        } else {
-            ", no source/dest check"
-        };
-        let Tracking {
-            tcp_established,
-            udp_timeout,
-            udp_stream,
-        } = interface.tracking;
-        let _ = writeln!(
-            out,
-            "#{} {} {kind} {} groups {groups:?} mtu {}{check}, established {tcp_established:?}, udp {udp_timeout:?}/{udp_stream:?}",
-            ix.ix(),
-            model.interface_label(ix),
-            addresses.join(" "),
-            interface.mtu,
-        );
-    }
-    for list in &model.prefix_lists {
-        let _ = writeln!(out, "pl/{} {:?}", list.name, list.entries);
-    }
-    for group in &model.security_groups {
-        let _ = writeln!(out, "sg/{}", group.name);
-        for (direction, rules) in [("in ", &group.ingress), ("out", &group.egress)] {
-            for rule in rules {
-                let _ = writeln!(
-                    out,
-                    "  {direction} {} {} {}",
-                    rule.id, rule.traffic, rule.peer_text
-                );
-            }
-        }
-    }
-    out
 }
 
 fn list_plan() -> impl Strategy<Value = ListPlan> {

@@ -75,7 +75,7 @@ pub struct Sent {
 
 /// Any case that these files can draw.
 pub fn case() -> impl Strategy<Value = Case> {
-    (models::blueprint(), vec(step(), 10..=60))
+    (models::blueprint(), vec(step(), 1..=60))
         .prop_map(|(blueprint, steps)| Case { blueprint, steps })
 }
 
@@ -123,9 +123,10 @@ impl PacketPlan {
         let candidates: Vec<IpAddr> = candidates.into_iter().filter(speaks).collect();
         if candidates.is_empty() {
             let fallback: Vec<IpAddr> = private().into_iter().filter(speaks).collect();
-            return match fallback.is_empty() {
-                true => sender.addresses[0].private,
-                false => *pick(&fallback, self.destination),
+            return if fallback.is_empty() {
+                sender.addresses[0].private
+            } else {
+                *pick(&fallback, self.destination)
             };
         }
         *pick(&candidates, self.destination)
@@ -299,20 +300,17 @@ impl Sent {
 }
 
 /// How long a [`Step::Wait`] lasts: around every timeout there is, a
-/// millisecond short, exact, and a millisecond past.
+/// millisecond short, exact, and a millisecond past; and halves, so that it
+/// shows what refreshes a flow and what does not.
 pub fn wait(by: u8) -> Duration {
-    const SECONDS: [u64; 10] = [10, 30, 45, 60, 120, 180, 350, 600, 432_000, 0];
-    let milliseconds = match by % 4 {
-        0 => return Duration::from_millis(u64::from(by)),
-        1 => -1,
-        2 => 0,
-        _ => 1,
-    };
-    let seconds = Duration::from_secs(*pick(&SECONDS, by / 4));
-    match milliseconds {
-        -1 => seconds.saturating_sub(Duration::from_millis(1)),
-        0 => seconds,
-        _ => seconds + Duration::from_millis(1),
+    const SECONDS: [u64; 14] = [10, 5, 30, 45, 60, 60, 120, 180, 350, 600, 432_000, 0, 5, 10];
+    let millisecond = Duration::from_millis(1);
+    let timeout = Duration::from_secs(*pick(&SECONDS, by / 4));
+    match by % 4 {
+        0 => millisecond * u32::from(by),
+        1 => timeout.saturating_sub(millisecond),
+        2 => timeout,
+        _ => timeout + millisecond,
     }
 }
 
