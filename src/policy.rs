@@ -18,6 +18,7 @@
 mod directory;
 mod matcher;
 
+pub mod oracle;
 mod reason;
 mod table;
 mod trie;

@@ -1,0 +1,280 @@
+//! The oracle against AWS's own account of security groups; the helpers that
+//! build a small VPC and its packets.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use super::*;
+use crate::model::{
+    Address, Entity, EntityIx, EntityKind, Place, PortRange, PrefixList, PrefixListIx,
+    SecurityGroup, SecurityGroupRule, Subnet, SubnetIx, Tracking,
+};
+
+mod flows;
+mod road;
+mod rules;
+
+const TCP_80: Traffic = tcp(80);
+const SYN: TcpFlags = flags(true, false, false, false);
+const SYN_ACK: TcpFlags = flags(true, true, false, false);
+const ACK: TcpFlags = flags(false, true, false, false);
+const FIN_ACK: TcpFlags = flags(false, true, true, false);
+const RST: TcpFlags = flags(false, false, false, true);
+
+const fn flags(syn: bool, ack: bool, fin: bool, rst: bool) -> TcpFlags {
+    TcpFlags { syn, ack, fin, rst }
+}
+
+const fn tcp(port: u16) -> Traffic {
+    Traffic::Tcp(PortRange {
+        from: port,
+        to: port,
+    })
+}
+
+fn at(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn cidr(text: &str) -> Peer {
+    match text.parse().unwrap() {
+        IpNet::V4(block) => Peer::Ipv4(block),
+        IpNet::V6(block) => Peer::Ipv6(block),
+    }
+}
+
+fn any4() -> Peer {
+    cidr("0.0.0.0/0")
+}
+
+fn any6() -> Peer {
+    cidr("::/0")
+}
+
+fn packet(from: InterfaceIx, source: &str, destination: &str, payload: Payload) -> Packet {
+    Packet {
+        from,
+        source: ip(source),
+        destination: ip(destination),
+        payload,
+        length: 100,
+    }
+}
+
+fn syn(from: InterfaceIx, source: &str, destination: &str, port: u16) -> Packet {
+    tcp_packet(from, source, destination, 40_000, port, SYN)
+}
+
+fn tcp_packet(
+    from: InterfaceIx,
+    source: &str,
+    destination: &str,
+    source_port: u16,
+    destination_port: u16,
+    flags: TcpFlags,
+) -> Packet {
+    let payload = Payload::Tcp {
+        source_port,
+        destination_port,
+        flags,
+    };
+    packet(from, source, destination, payload)
+}
+
+fn udp(
+    from: InterfaceIx,
+    source: &str,
+    destination: &str,
+    source_port: u16,
+    destination_port: u16,
+) -> Packet {
+    let payload = Payload::Udp {
+        source_port,
+        destination_port,
+    };
+    packet(from, source, destination, payload)
+}
+
+fn echo(from: InterfaceIx, source: &str, destination: &str, request: bool, id: u16) -> Packet {
+    packet(from, source, destination, Payload::IcmpEcho { request, id })
+}
+
+fn dropped(reason: DropReason, at: InterfaceIx) -> Judgement {
+    Judgement::Dropped { reason, at }
+}
+
+fn delivered(packet: &Packet, to: InterfaceIx, egress: Admission, ingress: Admission) -> Judgement {
+    Judgement::Delivered {
+        to,
+        source: packet.source,
+        destination: packet.destination,
+        egress: Some(egress),
+        ingress: Some(ingress),
+    }
+}
+
+fn is_delivered(judgement: Judgement) -> bool {
+    matches!(judgement, Judgement::Delivered { .. })
+}
+
+fn ingress(judgement: Judgement) -> Option<Admission> {
+    match judgement {
+        Judgement::Delivered { ingress, .. } => ingress,
+        Judgement::Dropped { .. } => None,
+    }
+}
+
+fn egress(judgement: Judgement) -> Option<Admission> {
+    match judgement {
+        Judgement::Delivered { egress, .. } => egress,
+        Judgement::Dropped { .. } => None,
+    }
+}
+
+#[track_caller]
+fn assert_delivered(judgement: Judgement, receiver: InterfaceIx) {
+    assert!(
+        matches!(judgement, Judgement::Delivered { to, .. } if to == receiver),
+        "{judgement:?} instead of delivery to {receiver:?}"
+    );
+}
+
+/// A small VPC, 10.0.0.0/16 and 2001:db8:1::/56, built up step by step.
+struct Lab(Model);
+
+impl Lab {
+    fn new() -> Self {
+        let cidrs: Vec<IpNet> = ["10.0.0.0/16", "2001:db8:1::/56"]
+            .map(|text| text.parse().unwrap())
+            .to_vec();
+        let mut model = Model::default();
+        model.vpc.cidrs.clone_from(&cidrs);
+        model.subnets.push(Subnet {
+            id: "subnet-1".into(),
+            name: "only".into(),
+            cidrs,
+            place: place(),
+        });
+        Self(model)
+    }
+
+    fn oracle(&self) -> Oracle {
+        Oracle::new(self.0.clone())
+    }
+
+    fn group(&mut self, ingress: &[(Traffic, Peer)], egress: &[(Traffic, Peer)]) -> GroupIx {
+        let group = GroupIx::new(self.0.security_groups.len());
+        self.0.security_groups.push(SecurityGroup {
+            id: format!("sg-{}", group.ix()),
+            name: format!("g{}", group.ix()),
+            description: String::new(),
+            ingress: Vec::new(),
+            egress: Vec::new(),
+            place: place(),
+        });
+        for (traffic, peer) in ingress {
+            self.allow_in(group, *traffic, *peer);
+        }
+        for (traffic, peer) in egress {
+            self.allow_out(group, *traffic, *peer);
+        }
+        group
+    }
+
+    fn allow_in(&mut self, group: GroupIx, traffic: Traffic, peer: Peer) {
+        let rules = &mut self.0.security_groups[group.ix()].ingress;
+        rules.push(rule("ingress", group, rules.len(), traffic, peer));
+    }
+
+    fn allow_out(&mut self, group: GroupIx, traffic: Traffic, peer: Peer) {
+        let rules = &mut self.0.security_groups[group.ix()].egress;
+        rules.push(rule("egress", group, rules.len(), traffic, peer));
+    }
+
+    fn prefix_list(&mut self, entries: &[&str]) -> Peer {
+        let list = PrefixListIx::new(self.0.prefix_lists.len());
+        self.0.prefix_lists.push(PrefixList {
+            id: "pl-1".into(),
+            name: "list".into(),
+            entries: entries.iter().map(|text| text.parse().unwrap()).collect(),
+            place: place(),
+        });
+        Peer::PrefixList(list)
+    }
+
+    fn eni(&mut self, address: &str, groups: &[GroupIx]) -> InterfaceIx {
+        let attachment = Attachment::Subnet {
+            subnet: SubnetIx::new(0),
+            groups: groups.to_vec(),
+        };
+        self.interface(EntityKind::Ec2, attachment, address, None)
+    }
+
+    fn eni_with_public(&mut self, address: &str, public: &str, groups: &[GroupIx]) -> InterfaceIx {
+        let eni = self.eni(address, groups);
+        self.0.interfaces[eni.ix()].addresses[0].public = Some(public.parse::<Ipv4Addr>().unwrap());
+        eni
+    }
+
+    fn external(&mut self, via: Via, address: &str) -> InterfaceIx {
+        let kind = EntityKind::External(via);
+        self.interface(kind, Attachment::External(via), address, None)
+    }
+
+    fn interface(
+        &mut self,
+        kind: EntityKind,
+        attachment: Attachment,
+        address: &str,
+        public: Option<Ipv4Addr>,
+    ) -> InterfaceIx {
+        let ix = InterfaceIx::new(self.0.interfaces.len());
+        self.0.entities.push(Entity {
+            name: format!("e{}", ix.ix()),
+            kind,
+            engine: None,
+            run: None,
+            place: place(),
+        });
+        self.0.interfaces.push(Interface {
+            id: format!("eni-{}", ix.ix()),
+            entity: EntityIx::new(ix.ix()),
+            device: 0,
+            attachment,
+            addresses: vec![Address {
+                private: ip(address),
+                public,
+            }],
+            mtu: 9001,
+            source_dest_check: true,
+            tracking: Tracking::default(),
+            place: place(),
+        });
+        ix
+    }
+}
+
+fn rule(
+    direction: &str,
+    group: GroupIx,
+    position: usize,
+    traffic: Traffic,
+    peer: Peer,
+) -> SecurityGroupRule {
+    SecurityGroupRule {
+        id: RuleId::derive(&[direction, &group.ix().to_string(), &position.to_string()]),
+        traffic,
+        peer,
+        peer_text: String::new(),
+        description: String::new(),
+        place: place(),
+    }
+}
+
+fn place() -> Place {
+    Place::implied(Arc::from("test"))
+}
