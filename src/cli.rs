@@ -14,6 +14,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 pub mod check;
 pub mod exec;
+pub mod explain;
+mod output;
 
 /// AWS security groups that filter real packets on your own machine.
 #[derive(Debug, Parser)]
@@ -29,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Check a lab file and its rule files without starting anything.
     Check(check::Args),
+    /// Explain whether a packet passes, and which rule decides.
+    Explain(explain::Args),
     /// Run a command inside an entity of a running lab.
     Exec(exec::Args),
 }
@@ -81,6 +85,7 @@ impl CliError {
 pub fn run(cli: &Cli) -> ExitCode {
     let outcome = match &cli.command {
         Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Exec(args) => exec::run(args),
     };
     let outcome = outcome.unwrap_or_else(|error| {

@@ -84,6 +84,11 @@ pub struct Packet {
     pub transport_offset: usize,
 }
 
+/// Stands where a flow key has the remote port: this end asked.
+const ASKED: u16 = 1;
+/// Likewise: this end answers.
+const ANSWERS: u16 = 2;
+
 impl Packet {
     /// What security group rules compare besides the peer: the destination
     /// port, or ICMP type and code as `type << 8 | code`, or 0.
@@ -102,7 +107,8 @@ impl Packet {
     /// directions of a flow. `None` for messages that belong to none: ICMP
     /// errors and announcements.
     pub fn flow_key(&self, interface: InterfaceIx, direction: Direction) -> Option<FlowKey> {
-        let (source, destination) = match self.transport {
+        let egress = direction == Direction::Egress;
+        let (local_port, remote_port) = match self.transport {
             Transport::Tcp {
                 source,
                 destination,
@@ -111,21 +117,24 @@ impl Packet {
             | Transport::Udp {
                 source,
                 destination,
-            } => (source, destination),
-            // The side that asked carries the identifier, so that a question
-            // in one direction never passes as the answer to one in the other.
-            Transport::IcmpQuery {
-                id, request: true, ..
-            } => (id, 0),
-            Transport::IcmpQuery {
-                id, request: false, ..
-            } => (0, id),
+            } => {
+                if egress {
+                    (source, destination)
+                } else {
+                    (destination, source)
+                }
+            }
+            // Who asked is part of the key, so that a question in one direction
+            // never passes as the answer to one in the other.
+            Transport::IcmpQuery { id, request, .. } => {
+                (id, if request == egress { ASKED } else { ANSWERS })
+            }
             Transport::Icmp { .. } => return None,
             Transport::Other => (0, 0),
         };
-        let (local, remote, local_port, remote_port) = match direction {
-            Direction::Egress => (self.source, self.destination, source, destination),
-            Direction::Ingress => (self.destination, self.source, destination, source),
+        let (local, remote) = match direction {
+            Direction::Egress => (self.source, self.destination),
+            Direction::Ingress => (self.destination, self.source),
         };
         Some(FlowKey {
             interface,
@@ -150,7 +159,7 @@ pub struct FlowKey {
     pub remote: IpAddr,
     /// Port of the interface's end; of an ICMP question its identifier.
     pub local_port: u16,
-    /// Port of the other end.
+    /// Port of the other end; of an ICMP question which end asked.
     pub remote_port: u16,
     /// IANA protocol number.
     pub protocol: u8,
@@ -217,11 +226,12 @@ mod tests {
     #[test]
     fn an_answer_belongs_to_its_question_and_a_counter_question_does_not() {
         let eni = InterfaceIx::new(0);
+        // Identifier 0 is the one that shows a key without the asker.
         let echo = |source: &str, destination: &str, request| Packet {
             transport: Transport::IcmpQuery {
                 kind: if request { 8 } else { 0 },
                 code: 0,
-                id: 7,
+                id: 0,
                 request,
             },
             protocol: protocol::ICMP,

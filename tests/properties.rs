@@ -8,8 +8,11 @@
 use std::time::Duration;
 
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed};
+use sgwall::conntrack::Millis;
+use sgwall::datapath::{self, Datapath, Fate, Silent};
 use sgwall::model::Model;
-use sgwall::policy::oracle::{Judgement, Oracle, Packet};
+use sgwall::policy::Policy;
+use sgwall::policy::oracle::{Admission, Judgement, Packet};
 
 use self::harness::Engine;
 
@@ -24,35 +27,60 @@ mod traffic;
 #[path = "oracle/wire.rs"]
 mod wire;
 
-// ---- ADAPTER: the only place that knows the engine under test -------------
-//
-// The stand-in below is the oracle behind a round trip through real bytes. The
-// datapath takes its place by giving this struct its own state: judge
-// `wire::encode(packet)`, and read what the receiver gets with `wire::decode`,
-// which checks every checksum that translation has to mend.
-
-struct UnderTest(Oracle);
+/// The compiled policy and the data path, fed with real bytes. What the
+/// receiver gets is read back by `wire::decode`, which checks every checksum
+/// that translation has to mend.
+struct UnderTest {
+    policy: Policy,
+    datapath: Datapath,
+}
 
 impl UnderTest {
     fn make(model: &Model) -> Box<dyn Engine> {
-        Box::new(Self(Oracle::new(model.clone())))
+        Box::new(Self {
+            policy: Policy::compile(model, None),
+            datapath: Datapath::new(1 << 20),
+        })
     }
 }
 
 impl Engine for UnderTest {
     fn replace_model(&mut self, model: &Model) {
-        self.0.replace_model(model.clone());
+        self.policy = Policy::compile(model, Some(&self.policy));
     }
 
     fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        let bytes = wire::encode(packet);
-        let read = wire::decode(packet.from, &bytes).expect("encode makes whole packets");
-        assert_eq!(read, *packet);
-        self.0.judge(&read, now)
+        let mut bytes = wire::encode(packet);
+        let verdict = self.datapath.judge(
+            &self.policy,
+            packet.from,
+            &mut bytes,
+            Millis::from(now),
+            &mut Silent,
+        );
+        let admission = |admission: datapath::Admission| {
+            if admission.tracked {
+                Admission::Flow
+            } else {
+                Admission::Rule(admission.rule)
+            }
+        };
+        match verdict.fate {
+            Fate::Drop { reason, at } => Judgement::Dropped { reason, at },
+            Fate::Forward { to, length } => {
+                let arrived = wire::decode(packet.from, &bytes[..length])
+                    .expect("what is forwarded is a whole packet with right checksums");
+                Judgement::Delivered {
+                    to,
+                    source: arrived.source,
+                    destination: arrived.destination,
+                    egress: verdict.egress.map(admission),
+                    ingress: verdict.ingress.map(admission),
+                }
+            }
+        }
     }
 }
-
-// ---- end of the adapter ----------------------------------------------------
 
 #[test]
 fn engine_and_oracle_agree_on_every_packet() {

@@ -69,8 +69,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     };
     let policy = Policy::compile(&model, None);
     let question = question(args, &model)?;
-    let answer =
-        explain(&policy, &question).map_err(|error| CliError::Usage(error.to_string()))?;
+    let answer = explain(&policy, &question).map_err(|error| CliError::Usage(error.to_string()))?;
     match args.format {
         Format::Text => print(&text(&answer, Paint::stdout()))?,
         Format::Json => print_json(&answer)?,
@@ -116,9 +115,8 @@ fn question(args: &Args, model: &Model) -> Result<Question, CliError> {
 fn transport(args: &Args, number: u8) -> Result<Transport, CliError> {
     let source = args.source_port.unwrap_or(EPHEMERAL);
     let port = || {
-        args.port.ok_or_else(|| {
-            CliError::Usage(format!("--protocol {} needs --port", args.protocol))
-        })
+        args.port
+            .ok_or_else(|| CliError::Usage(format!("--protocol {} needs --port", args.protocol)))
     };
     Ok(match number {
         protocol::TCP => Transport::Tcp {
@@ -195,7 +193,11 @@ fn text(answer: &Explanation, paint: Paint) -> String {
     match &answer.reply {
         Some(reply) => leg(&mut out, "reply", reply, paint),
         None if answer.allowed => {
-            let _ = writeln!(out, "\n{}", paint.faint("this kind of message has no reply"));
+            let _ = writeln!(
+                out,
+                "\n{}",
+                paint.faint("this kind of message has no reply")
+            );
         }
         None => {}
     }
@@ -236,7 +238,11 @@ fn details(out: &mut String, step: &LegStep, paint: Paint) {
         } else {
             format!("\"{}\", ", rule.description)
         };
-        let _ = writeln!(out, "{indent}{}", paint.faint(&format!("{described}{}", rule.place)));
+        let _ = writeln!(
+            out,
+            "{indent}{}",
+            paint.faint(&format!("{described}{}", rule.place))
+        );
     }
     if let Some(missing) = &step.missing {
         let _ = writeln!(out, "{indent}missing: {missing}");
@@ -258,7 +264,11 @@ fn details(out: &mut String, step: &LegStep, paint: Paint) {
             rule.id,
             rule.group,
             rule.traffic,
-            if rule.direction == "ingress" { "from" } else { "to" },
+            if rule.direction == "ingress" {
+                "from"
+            } else {
+                "to"
+            },
             rule.peer,
             rule.place,
         );
@@ -267,7 +277,14 @@ fn details(out: &mut String, step: &LegStep, paint: Paint) {
         let _ = writeln!(
             out,
             "{indent}{}",
-            paint.faint(&format!("{others} more {} neither", if others == 1 { "rule covers" } else { "rules cover" }))
+            paint.faint(&format!(
+                "{others} more {} neither",
+                if others == 1 {
+                    "rule covers"
+                } else {
+                    "rules cover"
+                }
+            ))
         );
     }
 }

@@ -84,7 +84,12 @@ impl Appliance {
             .iter()
             .enumerate()
             .filter(|(_, proof)| !proof.holds())
-            .map(|(i, proof)| (model.interface_label(InterfaceIx::new(i)), proof.to_string()))
+            .map(|(i, proof)| {
+                (
+                    model.interface_label(InterfaceIx::new(i)),
+                    proof.to_string(),
+                )
+            })
             .collect()
     }
 
@@ -145,8 +150,9 @@ impl Appliance {
                         .map(|address| address.private.to_string())
                         .collect(),
                     security_groups: own.map_or_else(Vec::new, |(_, interface)| {
-                        let name =
-                            |group: &crate::model::GroupIx| &declared.model.security_groups[group.ix()].name;
+                        let name = |group: &crate::model::GroupIx| {
+                            &declared.model.security_groups[group.ix()].name
+                        };
                         interface.groups().iter().map(name).cloned().collect()
                     }),
                     proof: self.proofs.get(at.ix()).cloned().unwrap_or(Proof::Pending),

@@ -7,7 +7,9 @@ use super::{Attachment, Entity, Interface, Model};
 
 /// A difference that takes a restart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}; only security groups, prefix lists and an entity's security_groups change while the lab runs: stop it and start it again")]
+#[error(
+    "{what}; only security groups, prefix lists and an entity's security_groups change while the lab runs: stop it and start it again"
+)]
 pub struct TopologyChange {
     what: String,
 }

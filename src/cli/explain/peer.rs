@@ -39,7 +39,11 @@ impl Family {
     }
 
     fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 }
 
@@ -102,9 +106,12 @@ pub(super) fn resolve(
 /// What never leaves the entity never meets a security group.
 fn refuse_self(model: &Model, from: InterfaceIx, destination: IpAddr) -> Result<(), CliError> {
     let entity = model.interfaces[from.ix()].entity;
-    let own = model
-        .interfaces_of(entity)
-        .any(|(_, interface)| interface.addresses.iter().any(|own| own.private == destination));
+    let own = model.interfaces_of(entity).any(|(_, interface)| {
+        interface
+            .addresses
+            .iter()
+            .any(|own| own.private == destination)
+    });
     if own {
         return Err(CliError::Usage(format!(
             "{} sends to its own address {destination}: that never leaves it, and no security group sees it",
@@ -138,9 +145,10 @@ fn address_seen(
 fn parse(model: &Model, text: &str) -> Result<Peer, CliError> {
     if let Ok(address) = text.parse::<IpAddr>() {
         let owner = model.interfaces().find(|(_, interface)| {
-            interface.addresses.iter().any(|own| {
-                own.private == address || own.public.map(IpAddr::V4) == Some(address)
-            })
+            interface
+                .addresses
+                .iter()
+                .any(|own| own.private == address || own.public.map(IpAddr::V4) == Some(address))
         });
         return Ok(Peer::Address(address, owner.map(|(at, _)| at)));
     }
