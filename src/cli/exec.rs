@@ -1,12 +1,93 @@
 //! `sgwall exec`: run a command inside an entity of a running lab.
 
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use clap::ValueHint;
+
 use super::{CliError, Outcome};
+use crate::lab::{self, Entry, LAB_VARIABLE, LabError, Session};
+
+/// What shells exit with for a command that does not exist.
+const NOT_FOUND: i32 = 127;
+/// What shells exit with for a command that can't be run.
+const NOT_EXECUTABLE: i32 = 126;
 
 /// Arguments of `sgwall exec`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Inside, every entity of the lab resolves by its name, and SGWALL_LAB and \
+SGWALL_ENTITY say where the command is. The exit code is the command's; 127 \
+and 126 mean that it was not found or can't be run, 3 that no lab could be \
+entered.
 
-/// Enters the namespace and becomes the command.
-pub fn run(_args: &Args) -> Result<Outcome, CliError> {
-    Ok(Outcome::No)
+Examples:
+  sgwall exec web-1 -- curl http://db:5432
+  sgwall exec --lab three-tier db -- bash")]
+pub struct Args {
+    /// The lab, where several are running.
+    #[arg(long, value_name = "NAME", env = LAB_VARIABLE)]
+    lab: Option<String>,
+    /// End when the process of this number, the parent, ends.
+    #[arg(long, value_name = "PID", hide = true)]
+    die_with: Option<i32>,
+    /// The entity to run the command in.
+    #[arg(value_name = "ENTITY")]
+    entity: String,
+    /// The command and its arguments.
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_hint = ValueHint::CommandWithArguments
+    )]
+    command: Vec<OsString>,
+}
+
+/// Enters the namespace and becomes the command; comes back only to say why
+/// it could not.
+pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    let Some((program, arguments)) = args.command.split_first() else {
+        return Err(CliError::Usage("a command is missing".into()));
+    };
+    let lab = Session::find(args.lab.as_deref()).map_err(into_cli)?;
+    let entry = Entry::request(lab, &args.entity).map_err(into_cli)?;
+    for warning in entry.enter().map_err(into_cli)? {
+        eprintln!("sgwall: {warning}");
+    }
+    if let Some(parent) = args.die_with {
+        // Only now: changing one's user namespace may undo it.
+        lab::die_with_parent(parent).map_err(into_cli)?;
+    }
+
+    let error = Command::new(program)
+        .args(arguments)
+        .envs(entry.environment())
+        .exec();
+    let program = program.to_string_lossy();
+    // The codes are the ones that a shell in the entity would give, which is
+    // what scripts around `sgwall exec` look at; they are no `Outcome`.
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            eprintln!("sgwall: {program}: command not found");
+            std::process::exit(NOT_FOUND);
+        }
+        _ => {
+            eprintln!("sgwall: {program}: {error}");
+            std::process::exit(NOT_EXECUTABLE);
+        }
+    }
+}
+
+fn into_cli(error: LabError) -> CliError {
+    let text = error.to_string();
+    match error {
+        LabError::UnknownEntity { .. } | LabError::BadLabName(_) | LabError::WhichLab { .. } => {
+            CliError::Usage(text)
+        }
+        _ => CliError::System(text),
+    }
 }
