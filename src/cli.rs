@@ -8,33 +8,75 @@
     reason = "this floor talks to people"
 )]
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use tracing_subscriber::EnvFilter;
 
 pub mod check;
+pub mod demo;
 pub mod exec;
 pub mod explain;
 mod output;
+pub mod run;
+mod standing;
+pub mod status;
 
 /// AWS security groups that filter real packets on your own machine.
 #[derive(Debug, Parser)]
-#[command(name = "sgwall", version, propagate_version = true)]
+#[command(
+    name = "sgwall",
+    version,
+    propagate_version = true,
+    after_help = "\
+Start here:
+  sgwall demo                          a lab that explains itself, in half a minute
+  sgwall run configs/three-tier.yaml   a lab to work with
+
+Exit codes: 0 allowed, valid, as expected; 1 denied, invalid, not as expected;
+2 wrong usage; 3 the system refused."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// What to log to standard error: error, warn, info, debug, or a filter
+    /// such as sgwall::engine=debug.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        env = "SGWALL_LOG",
+        default_value = "warn"
+    )]
+    pub log: String,
 }
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Bring up a small lab, try every pair, revoke a rule live, take it down.
+    Demo(demo::Args),
+    /// Bring up a lab and keep it enforcing until Ctrl-C.
+    Run(run::Args),
+    /// Run a command inside an entity of a running lab.
+    Exec(exec::Args),
+    /// Ask a running lab for its counters, drops and proofs.
+    Status(status::Args),
     /// Check a lab file and its rule files without starting anything.
     Check(check::Args),
     /// Explain whether a packet passes, and which rule decides.
     Explain(explain::Args),
-    /// Run a command inside an entity of a running lab.
-    Exec(exec::Args),
+    /// Print a completion script for a shell.
+    #[command(after_help = "\
+Example:
+  sgwall completions bash > ~/.local/share/bash-completion/completions/sgwall")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
 
 /// How an answer is written.
@@ -83,14 +125,36 @@ impl CliError {
 
 /// Runs the command and gives the process's exit code.
 pub fn run(cli: &Cli) -> ExitCode {
-    let outcome = match &cli.command {
+    let outcome = start_logging(&cli.log).and_then(|()| match &cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Exec(args) => exec::run(args),
+        Command::Status(args) => status::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
-        Command::Exec(args) => exec::run(args),
-    };
+        Command::Completions { shell } => completions(*shell),
+    });
     let outcome = outcome.unwrap_or_else(|error| {
         eprintln!("sgwall: {error}");
         error.outcome()
     });
     ExitCode::from(outcome as u8)
+}
+
+fn start_logging(filter: &str) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| CliError::Usage(format!("--log {filter}: {error}")))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}
+
+fn completions(shell: Shell) -> Result<Outcome, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sgwall", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(Outcome::Yes)
 }

@@ -1,0 +1,359 @@
+//! `sgwall run`: bring a lab up, prove it, keep it enforcing, take it down.
+
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::ValueHint;
+use clap::builder::RangedU64ValueParser;
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::output::Paint;
+use super::standing::{Standing, refused};
+use super::{CliError, Format, Outcome, check};
+use crate::config::{self, Loaded};
+use crate::engine::{Options, default_workers};
+use crate::lab::{self, CommandEvent, RunCommands, Session, Stream};
+use crate::model::Model;
+
+mod watch;
+
+use watch::Watch;
+
+/// Arguments of `sgwall run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+While it runs:
+  sgwall exec ENTITY -- COMMAND    run a command inside an entity
+  sgwall status                    counters, drops by reason, what is proven
+Saving a rule file, or SIGHUP, puts the new rules in force; a file with a
+mistake changes nothing. Ctrl-C or SIGTERM takes the lab down.
+
+Exit code: 0 ended as asked, 1 the files are invalid, 3 the system refused or
+an interface could not be proven to enforce.")]
+pub struct Args {
+    /// The lab file.
+    #[arg(value_name = "LAB", value_hint = ValueHint::FilePath)]
+    lab: PathBuf,
+    /// Further files with security groups (repeatable).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    rules: Vec<PathBuf>,
+    /// Name of the lab; otherwise the lab file's, without its ending.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Worker threads.
+    #[arg(long, value_name = "N", default_value_t = default_workers(),
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    workers: usize,
+    /// Most flows tracked at a time.
+    #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    max_flows: usize,
+    /// Go on even if an interface can't be proven to enforce.
+    #[arg(long)]
+    allow_unproven: bool,
+    /// How events are written; JSON is one object a line.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// What wakes the main thread.
+enum Event {
+    /// Take the lab down.
+    Stop,
+    /// Read the files again, changed or not.
+    Reload,
+    /// A watched file may have changed.
+    Touched,
+}
+
+/// Runs the lab until it is told to stop.
+///
+/// # Errors
+/// [`CliError::System`] for whatever the system refused.
+pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    let loaded = match check::load_or_report(&args.lab, &args.rules, args.format) {
+        Ok(loaded) => loaded,
+        Err(outcome) => return Ok(outcome),
+    };
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => Session::name_for(&args.lab),
+    };
+    let teller = Teller::new(args.format, &loaded.model);
+
+    // Before the first thread: a user namespace can be entered only then.
+    lab::prepare().map_err(refused)?;
+    let (tell, told) = channel::unbounded();
+    let stopping = watch_signals(tell.clone())?;
+    let session = Session::start(&name).map_err(refused)?;
+    let options = Options {
+        workers: args.workers,
+        max_flows: args.max_flows,
+    };
+    let standing = Standing::up(session, &loaded.model, options)?;
+
+    let unproven = standing.appliance.unproven();
+    teller.up(&standing, &loaded.model, &unproven);
+    if !unproven.is_empty() && !args.allow_unproven {
+        return Ok(Outcome::System);
+    }
+    if stopping.load(Ordering::Acquire) {
+        return Ok(Outcome::Yes);
+    }
+    let commands = start_commands(&standing, &loaded.model, &teller)?;
+    let watch = Watch::new(loaded.files.clone(), move || {
+        // The main thread may have ended; then nobody needs to know.
+        let _ = tell.send(Event::Touched);
+    });
+    if let Err(error) = &watch.started {
+        teller.say(
+            "warning",
+            &format!("can't watch the files ({error}); send SIGHUP after saving"),
+            json!({ "what": error.to_string() }),
+        );
+    }
+    let reloader = Reloader {
+        args,
+        standing: &standing,
+        teller: &teller,
+    };
+    reloader.until_stopped(&told, watch);
+
+    teller.say("stopping", "taking the lab down", json!({}));
+    drop(commands);
+    drop(standing);
+    Ok(Outcome::Yes)
+}
+
+/// Turns signals into events. The flag says that a first signal to stop has
+/// come; a second one ends the process at once, and the devices with it.
+fn watch_signals(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
+    let failed = |error| CliError::System(format!("handling signals: {error}"));
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            128 + signal,
+            Arc::clone(&stopping),
+        )
+        .map_err(failed)?;
+        signal_hook::flag::register(signal, Arc::clone(&stopping)).map_err(failed)?;
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("sgwall-signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let event = if signal == SIGHUP {
+                    Event::Reload
+                } else {
+                    Event::Stop
+                };
+                if tell.send(event).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(failed)?;
+    Ok(stopping)
+}
+
+fn start_commands(
+    standing: &Standing,
+    model: &Model,
+    teller: &Teller,
+) -> Result<RunCommands, CliError> {
+    let teller = teller.clone();
+    standing
+        .lab
+        .spawn_run_commands(model, move |entity, name, event| {
+            teller.command(entity.ix(), name, event);
+        })
+        .map_err(refused)
+}
+
+/// Puts changed files in force.
+struct Reloader<'a> {
+    args: &'a Args,
+    standing: &'a Standing,
+    teller: &'a Teller,
+}
+
+impl Reloader<'_> {
+    fn until_stopped(&self, told: &Receiver<Event>, mut watch: Watch) {
+        // Editors write in several steps; the files are read once they rest.
+        const REST: Duration = Duration::from_millis(80);
+        let mut touched = false;
+        loop {
+            let event = if touched {
+                told.recv_timeout(REST)
+            } else {
+                told.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match event {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Event::Reload) => {
+                    watch.note_contents();
+                    self.reload();
+                }
+                Ok(Event::Touched) => touched = true,
+                Err(RecvTimeoutError::Timeout) => {
+                    touched = false;
+                    if watch.note_contents() {
+                        self.reload();
+                    }
+                }
+            }
+        }
+    }
+
+    fn reload(&self) {
+        let appliance = &self.standing.appliance;
+        let replaced = match config::load(&self.args.lab, &self.args.rules) {
+            Ok(Loaded {
+                model, warnings, ..
+            }) => {
+                for warning in &warnings {
+                    self.teller.say(
+                        "warning",
+                        &warning.render(Paint::stderr().is_on()),
+                        json!({ "diagnostics": [warning] }),
+                    );
+                }
+                appliance.replace(model).map_err(|error| {
+                    let what = error.to_string();
+                    (what.clone(), json!({ "why": what }))
+                })
+            }
+            Err(found) => {
+                let text = found.render(Paint::stderr().is_on());
+                appliance.refuse(found.to_string());
+                Err((text, json!({ "diagnostics": found.to_json() })))
+            }
+        };
+        match replaced {
+            Ok(generation) => self.teller.say(
+                "reloaded",
+                &format!("new rules in force (generation {generation})"),
+                json!({ "generation": generation }),
+            ),
+            Err((why, details)) => self.teller.say(
+                "refused",
+                &format!("{why}\nnothing changed: the rules in force stay"),
+                details,
+            ),
+        }
+    }
+}
+
+/// Tells people, or a program, what happens. Events go to standard error as
+/// text, so that standard output has the commands' output alone; as JSON all
+/// of it goes to standard output.
+#[derive(Debug, Clone)]
+struct Teller {
+    format: Format,
+    paint: Paint,
+    /// Width of the names before the commands' output.
+    names: usize,
+}
+
+impl Teller {
+    fn new(format: Format, model: &Model) -> Self {
+        let names = model
+            .entities
+            .iter()
+            .filter(|entity| entity.run.is_some())
+            .map(|entity| entity.name.len());
+        Self {
+            format,
+            paint: Paint::stdout(),
+            names: names.max().unwrap_or(0),
+        }
+    }
+
+    fn say(&self, event: &str, text: &str, details: Value) {
+        match self.format {
+            Format::Text => eprintln!("sgwall: {text}"),
+            Format::Json => {
+                let mut line = json!({ "event": event });
+                if let (Some(line), Value::Object(details)) = (line.as_object_mut(), details) {
+                    line.extend(details);
+                }
+                println!("{line}");
+            }
+        }
+    }
+
+    fn up(&self, standing: &Standing, model: &Model, unproven: &[(String, String)]) {
+        let status = standing.appliance.status();
+        let guarded = model
+            .interfaces
+            .iter()
+            .filter(|interface| !interface.is_external())
+            .count();
+        let lab = standing.lab.session().name();
+        let details = json!({
+            "lab": lab,
+            "pid": status.pid,
+            "generation": status.policy.generation,
+            "interfaces": guarded,
+            "proven": guarded - unproven.len(),
+            "made_ms": standing.made_in.as_secs_f64() * 1e3,
+            "proven_ms": standing.proven_in.as_secs_f64() * 1e3,
+            "unproven": unproven.iter().map(|(name, why)| json!({ "interface": name, "why": why })).collect::<Vec<_>>(),
+        });
+        if unproven.is_empty() {
+            let text = format!(
+                "lab {lab} is enforcing: {guarded} of {guarded} interfaces proven, {} entities up in {:.0} ms, proven in {:.0} ms",
+                model.entities.len(),
+                standing.made_in.as_secs_f64() * 1e3,
+                standing.proven_in.as_secs_f64() * 1e3,
+            );
+            self.say("enforcing", &text, details);
+        } else {
+            let mut text = format!(
+                "lab {lab} is NOT enforcing: {} of {guarded} interfaces could not be proven",
+                unproven.len()
+            );
+            for (name, why) in unproven {
+                text += &format!("\n  {name}: {why}");
+            }
+            self.say("unproven", &text, details);
+        }
+    }
+
+    fn command(&self, n: usize, name: &str, event: CommandEvent<'_>) {
+        let prefix = format!("{name:>width$} |", width = self.names);
+        let prefix = self.paint.tag(n, &prefix);
+        match (event, self.format) {
+            (CommandEvent::Line(Stream::Stdout, line), Format::Text) => println!("{prefix} {line}"),
+            (CommandEvent::Line(Stream::Stderr, line), Format::Text) => {
+                eprintln!("{prefix} {line}");
+            }
+            (CommandEvent::Line(stream, line), Format::Json) => {
+                let stream = match stream {
+                    Stream::Stdout => "stdout",
+                    Stream::Stderr => "stderr",
+                };
+                let details = json!({ "entity": name, "stream": stream, "line": line });
+                self.say("output", "", details);
+            }
+            (CommandEvent::Exited(status), _) => {
+                let text = format!("the command of {name} ended: {status}");
+                let details = json!({ "entity": name, "code": ExitStatus::code(&status) });
+                self.say("exited", &text, details);
+            }
+            (CommandEvent::Failed(error), _) => {
+                let text = format!("the command of {name} can't be run: {error}");
+                let details = json!({ "entity": name, "why": error.to_string() });
+                self.say("failed", &text, details);
+            }
+        }
+    }
+}

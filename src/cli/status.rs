@@ -1,0 +1,161 @@
+//! `sgwall status`: ask a running appliance how it is.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::output::{Paint, print, print_json};
+use super::standing::refused;
+use super::{CliError, Format, Outcome};
+use crate::lab::control::{Client, Request};
+use crate::lab::{LAB_VARIABLE, Session};
+use crate::observe::{InterfaceStatus, Proof, Status};
+
+/// Arguments of `sgwall status`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit code: 0 every interface is proven to enforce, 1 one is not, 3 no lab is
+running or it does not answer.")]
+pub struct Args {
+    /// The lab, where several are running.
+    #[arg(long, value_name = "NAME", env = LAB_VARIABLE)]
+    lab: Option<String>,
+    /// How the answer is written.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Asks and prints.
+///
+/// # Errors
+/// [`CliError::System`] if no lab answers.
+pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    let lab = Session::find(args.lab.as_deref()).map_err(refused)?;
+    let name = lab.name.clone();
+    let mut client = Client::connect(&lab).map_err(refused)?;
+    let (body, _) = client.call(&Request::new("status")).map_err(refused)?;
+    let status: Status = serde_json::from_value(body.clone()).map_err(|error| {
+        CliError::System(format!(
+            "lab {name} answers in a way that this version doesn't understand: {error}"
+        ))
+    })?;
+    match args.format {
+        Format::Text => print(&text(&name, &status, Paint::stdout()))?,
+        Format::Json => print_json(&body)?,
+    }
+    Ok(if status.enforcing {
+        Outcome::Yes
+    } else {
+        Outcome::No
+    })
+}
+
+fn text(name: &str, status: &Status, paint: Paint) -> String {
+    let mut out = String::new();
+    let state = if status.enforcing {
+        paint.good("enforcing")
+    } else {
+        paint.bad("NOT ENFORCING")
+    };
+    let up = Duration::from_secs(status.uptime_ms / 1000);
+    let _ = writeln!(
+        out,
+        "lab {name} (pid {}, up {}): {state}",
+        status.pid,
+        for_people(up)
+    );
+    let policy = &status.policy;
+    let _ = writeln!(
+        out,
+        "policy generation {}, {} reloads, {} refused; {} of {} flows tracked; {} workers",
+        policy.generation,
+        policy.reloads,
+        policy.refused,
+        status.flows.tracked,
+        status.flows.capacity,
+        status.workers,
+    );
+    if let Some(why) = &policy.last_refusal {
+        let _ = writeln!(out, "{} {why}", paint.bad("the latest change was refused:"));
+    }
+    out.push('\n');
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "INTERFACE", "KIND", "ADDRESS", "GROUPS", "PROOF", "IN", "OUT", "DROPS",
+    ]);
+    for interface in &status.interfaces {
+        table.add_row(row(interface));
+    }
+    for column in [5, 6] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for line in table.lines() {
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+fn row(interface: &InterfaceStatus) -> [String; 8] {
+    let amount = |packets: u64, bytes: u64| format!("{packets} ({})", for_people_bytes(bytes));
+    let drops: Vec<String> = interface
+        .drops
+        .iter()
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    [
+        interface.name.clone(),
+        interface.kind.clone(),
+        interface.addresses.join(" "),
+        interface.security_groups.join(" "),
+        match &interface.proof {
+            Proof::Outside => "-".to_owned(),
+            proof => proof.to_string(),
+        },
+        amount(interface.packets_in, interface.bytes_in),
+        amount(interface.packets_out, interface.bytes_out),
+        if drops.is_empty() {
+            "-".to_owned()
+        } else {
+            drops.join(", ")
+        },
+    ]
+}
+
+fn for_people(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
+/// Binary units, three digits at most.
+fn for_people_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = bytes;
+    let mut unit = 0;
+    while scaled >= 10_000 && unit + 1 < UNITS.len() {
+        scaled /= 1024;
+        unit += 1;
+    }
+    format!("{scaled} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_short() {
+        assert_eq!(for_people_bytes(0), "0 B");
+        assert_eq!(for_people_bytes(9_999), "9999 B");
+        assert_eq!(for_people_bytes(10_240), "10 KiB");
+        assert_eq!(for_people_bytes(u64::MAX), "16777215 TiB");
+        assert_eq!(for_people(Duration::from_secs(3_725)), "1 h 2 min");
+    }
+}
