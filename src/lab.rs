@@ -29,6 +29,7 @@ mod namespace;
 mod netlink;
 mod netns;
 mod privilege;
+pub mod probe;
 mod processes;
 mod session;
 

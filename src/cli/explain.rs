@@ -12,7 +12,7 @@ use crate::model::{Model, protocol};
 use crate::packet::{TcpFlags, Transport};
 use crate::policy::Policy;
 
-mod peer;
+pub(super) mod peer;
 
 use peer::{Family, resolve};
 
