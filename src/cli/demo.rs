@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::explain::peer::{Family, resolve};
 use super::output::{Paint, print, print_json};
-use super::standing::{Standing, chain, refused};
+use super::standing::{Standing, chain};
 use super::{CliError, Format, Outcome};
 use crate::config;
 use crate::datapath::{EPHEMERAL, Explanation, Question, explain};
@@ -103,8 +103,8 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         .map_err(|found| CliError::System(found.to_string()))?
         .model;
     let stopping = stop_on_signals()?;
-    lab::prepare().map_err(refused)?;
-    let session = Session::start(&args.name).map_err(refused)?;
+    lab::prepare()?;
+    let session = Session::start(&args.name)?;
     let state = session.dir().to_owned();
     let say = |text: &str| {
         if args.format == Format::Text {
@@ -241,8 +241,7 @@ fn serve<'scope>(
             standing
                 .lab
                 .namespace(interface.entity)
-                .run(move || probe::serve_echo(scope, address, stop))
-                .map_err(refused)?
+                .run(move || probe::serve_echo(scope, address, stop))?
                 .map_err(|error| CliError::System(format!("listening on {address}: {error}")))?;
         }
     }
@@ -410,8 +409,7 @@ fn revoke(
     let mut conversation = standing
         .lab
         .namespace(web)
-        .run(move || Conversation::open(service, PATIENCE))
-        .map_err(refused)?
+        .run(move || Conversation::open(service, PATIENCE))?
         .map_err(|error| CliError::System(format!("connecting to {service}: {error}")))?;
 
     let (without, revoked) = without_rule(model, DATABASE);
