@@ -53,14 +53,14 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let Some((program, arguments)) = args.command.split_first() else {
         return Err(CliError::Usage("a command is missing".into()));
     };
-    let lab = Session::find(args.lab.as_deref()).map_err(into_cli)?;
-    let entry = Entry::request(lab, &args.entity).map_err(into_cli)?;
-    for warning in entry.enter().map_err(into_cli)? {
+    let lab = Session::find(args.lab.as_deref())?;
+    let entry = Entry::request(lab, &args.entity)?;
+    for warning in entry.enter()? {
         eprintln!("sgwall: {warning}");
     }
     if let Some(parent) = args.die_with {
         // Only now: changing one's user namespace may undo it.
-        lab::die_with_parent(parent).map_err(into_cli)?;
+        lab::die_with_parent(parent)?;
     }
 
     let error = Command::new(program)
@@ -82,12 +82,14 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     }
 }
 
-fn into_cli(error: LabError) -> CliError {
-    let text = error.to_string();
-    match error {
-        LabError::UnknownEntity { .. } | LabError::BadLabName(_) | LabError::WhichLab { .. } => {
-            CliError::Usage(text)
+impl From<LabError> for CliError {
+    fn from(error: LabError) -> Self {
+        let text = error.to_string();
+        match error {
+            LabError::UnknownEntity { .. }
+            | LabError::BadLabName(_)
+            | LabError::WhichLab { .. } => Self::Usage(text),
+            _ => Self::System(text),
         }
-        _ => CliError::System(text),
     }
 }
