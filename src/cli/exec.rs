@@ -1,8 +1,9 @@
 //! `sgwall exec`: run a command inside an entity of a running lab.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use clap::ValueHint;
@@ -67,19 +68,27 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         .args(arguments)
         .envs(entry.environment())
         .exec();
-    let program = program.to_string_lossy();
     // The codes are the ones that a shell in the entity would give, which is
     // what scripts around `sgwall exec` look at; they are no `Outcome`.
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            eprintln!("sgwall: {program}: command not found");
-            std::process::exit(NOT_FOUND);
-        }
-        _ => {
-            eprintln!("sgwall: {program}: {error}");
-            std::process::exit(NOT_EXECUTABLE);
-        }
+    let code = if error.kind() == io::ErrorKind::NotFound || !is_on_path(program) {
+        eprintln!("sgwall: {}: command not found", program.to_string_lossy());
+        NOT_FOUND
+    } else {
+        eprintln!("sgwall: {}: {error}", program.to_string_lossy());
+        NOT_EXECUTABLE
+    };
+    std::process::exit(code)
+}
+
+/// Whether a program exists that the name can stand for. One directory of the
+/// path that this user may not look into makes the system call every command
+/// that is missing one that is forbidden.
+fn is_on_path(program: &OsStr) -> bool {
+    if Path::new(program).components().count() > 1 || Path::new(program).has_root() {
+        return true;
     }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).exists())
 }
 
 impl From<LabError> for CliError {
