@@ -15,6 +15,8 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
+use crate::lab::LabError;
+
 pub mod check;
 pub mod demo;
 pub mod exec;
@@ -112,6 +114,12 @@ pub enum CliError {
     /// The system refused; the text says what to do about it.
     #[error("{0}")]
     System(String),
+}
+
+impl From<LabError> for CliError {
+    fn from(error: LabError) -> Self {
+        Self::System(error.to_string())
+    }
 }
 
 impl CliError {

@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::output::Paint;
-use super::standing::{Standing, refused};
+use super::standing::Standing;
 use super::{CliError, Format, Outcome, check};
 use crate::config::{self, Loaded};
 use crate::engine::{Options, default_workers};
@@ -88,10 +88,10 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let teller = Teller::new(args.format, &loaded.model);
 
     // Before the first thread: a user namespace can be entered only then.
-    lab::prepare().map_err(refused)?;
+    lab::prepare()?;
     let (tell, told) = channel::unbounded();
     let stopping = watch_signals(tell.clone())?;
-    let session = Session::start(&name).map_err(refused)?;
+    let session = Session::start(&name)?;
     let options = Options {
         workers: args.workers,
         max_flows: args.max_flows,
@@ -107,7 +107,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         return Ok(Outcome::Yes);
     }
     let commands = start_commands(&standing, &loaded.model, &teller)?;
-    let watch = Watch::new(loaded.files.clone(), move || {
+    let watch = Watch::new(loaded.files, move || {
         // The main thread may have ended; then nobody needs to know.
         let _ = tell.send(Event::Touched);
     });
@@ -175,7 +175,7 @@ fn start_commands(
         .spawn_run_commands(model, move |entity, name, event| {
             teller.command(entity.ix(), name, event);
         })
-        .map_err(refused)
+        .map_err(CliError::from)
 }
 
 /// Puts changed files in force.

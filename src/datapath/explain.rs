@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Datapath, Fate, Recorder, Step};
 use crate::conntrack::Millis;
-use crate::model::{Direction, InterfaceIx, Place, Via, protocol_name};
+use crate::model::{Direction, InterfaceIx, Via, protocol_name};
 use crate::packet::{self, Packet, ParseError, TcpFlags, Transport};
 use crate::policy::{CompiledRule, DropReason, Guard, Policy, PolicyInterface, Query, RuleTable};
 
@@ -61,6 +61,8 @@ pub struct Leg {
     pub source: IpAddr,
     /// Destination address as sent.
     pub destination: IpAddr,
+    /// Name of the interface that has that address.
+    pub destination_name: Option<String>,
     /// `tcp 5432`, `icmp type 8 code 0`.
     pub traffic: String,
     /// Whether it was delivered.
@@ -135,7 +137,7 @@ impl From<&CompiledRule> for RuleView {
             traffic: rule.traffic.to_string(),
             peer: rule.peer.clone(),
             description: rule.description.clone(),
-            place: place(&rule.place),
+            place: rule.place.to_string(),
         }
     }
 }
@@ -203,6 +205,10 @@ fn leg(
         to: label(policy, at),
         source: question.source,
         destination: question.destination,
+        destination_name: policy
+            .directory()
+            .owner(question.destination)
+            .map(|owner| label(policy, owner.interface)),
         traffic: notes
             .packet
             .map_or_else(String::new, |packet| traffic(query(&packet))),
@@ -540,8 +546,4 @@ fn traffic(query: Query) -> String {
         ),
         _ => name,
     }
-}
-
-fn place(place: &Place) -> String {
-    place.to_string()
 }
