@@ -77,7 +77,7 @@ enum Event {
 /// # Errors
 /// [`CliError::System`] for whatever the system refused.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let loaded = match check::load_or_report(&args.lab, &args.rules, args.format) {
+    let loaded = match load(args) {
         Ok(loaded) => loaded,
         Err(outcome) => return Ok(outcome),
     };
@@ -129,6 +129,32 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     drop(commands);
     drop(standing);
     Ok(Outcome::Yes)
+}
+
+/// Reads the files; what is wrong with them is said in the format of all other
+/// events.
+fn load(args: &Args) -> Result<Loaded, Outcome> {
+    if args.format == Format::Text {
+        return check::load_or_report(&args.lab, &args.rules, args.format);
+    }
+    match config::load(&args.lab, &args.rules) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                println!(
+                    "{}",
+                    json!({ "event": "warning", "diagnostics": [warning] })
+                );
+            }
+            Ok(loaded)
+        }
+        Err(found) => {
+            println!(
+                "{}",
+                json!({ "event": "invalid", "diagnostics": found.to_json() })
+            );
+            Err(Outcome::No)
+        }
+    }
 }
 
 /// Turns signals into events. The flag says that a first signal to stop has
