@@ -118,7 +118,13 @@ pub enum CliError {
 
 impl From<LabError> for CliError {
     fn from(error: LabError) -> Self {
-        Self::System(error.to_string())
+        let text = error.to_string();
+        match error {
+            LabError::UnknownEntity { .. }
+            | LabError::BadLabName(_)
+            | LabError::WhichLab { .. } => Self::Usage(text),
+            _ => Self::System(text),
+        }
     }
 }
 

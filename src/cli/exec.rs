@@ -9,7 +9,7 @@ use std::process::Command;
 use clap::ValueHint;
 
 use super::{CliError, Outcome};
-use crate::lab::{self, Entry, LAB_VARIABLE, LabError, Session};
+use crate::lab::{self, Entry, LAB_VARIABLE, Session};
 
 /// What shells exit with for a command that does not exist.
 const NOT_FOUND: i32 = 127;
@@ -89,16 +89,4 @@ fn is_on_path(program: &OsStr) -> bool {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).exists())
-}
-
-impl From<LabError> for CliError {
-    fn from(error: LabError) -> Self {
-        let text = error.to_string();
-        match error {
-            LabError::UnknownEntity { .. }
-            | LabError::BadLabName(_)
-            | LabError::WhichLab { .. } => Self::Usage(text),
-            _ => Self::System(text),
-        }
-    }
 }
