@@ -116,6 +116,10 @@ pub struct RuleView {
     pub description: String,
     /// `file:line:column`.
     pub place: String,
+    /// The file alone.
+    pub file: String,
+    /// The line alone, from 1; 0 for AWS's defaults.
+    pub line: u32,
 }
 
 /// A rule that didn't cover.
@@ -155,6 +159,8 @@ impl From<&CompiledRule> for RuleView {
             peer: rule.peer.clone(),
             description: rule.description.clone(),
             place: rule.place.to_string(),
+            file: rule.place.file.to_string(),
+            line: rule.place.line,
         }
     }
 }
