@@ -23,6 +23,7 @@ pub mod exec;
 pub mod explain;
 mod output;
 pub mod run;
+mod signals;
 mod standing;
 pub mod status;
 

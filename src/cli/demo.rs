@@ -5,18 +5,13 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-use comfy_table::{Table, presets};
-use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::explain::peer::{Family, resolve};
 use super::output::{Paint, print, print_json};
 use super::standing::{Standing, chain};
-use super::{CliError, Format, Outcome};
+use super::{CliError, Format, Outcome, signals};
 use crate::config;
 use crate::datapath::{EPHEMERAL, Explanation, Question, explain};
 use crate::engine::Options;
@@ -25,6 +20,10 @@ use crate::lab::{self, Session};
 use crate::model::{EntityIx, Model, Peer, Traffic, protocol};
 use crate::packet::{TcpFlags, Transport};
 use crate::policy::Policy;
+
+mod report;
+
+use report::{Report, Trial, conclusion, introduction, table};
 
 /// The lab, as it also stands in `configs/`.
 const LAB: &str = include_str!("../../configs/three-tier.yaml");
@@ -59,32 +58,6 @@ pub struct Args {
     format: Format,
 }
 
-/// Everything that was tried.
-#[derive(Debug, Serialize)]
-struct Report {
-    as_expected: bool,
-    interfaces_proven: usize,
-    pairs: Vec<Trial>,
-    revoked: String,
-    live: Vec<Trial>,
-    left_behind: Vec<String>,
-}
-
-/// One attempt.
-#[derive(Debug, Clone, Serialize)]
-struct Trial {
-    from: String,
-    to: String,
-    what: String,
-    expected: bool,
-    observed: bool,
-    /// The rule, or what else decided.
-    decided_by: String,
-    /// What the system said, where it said something unexpected.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trouble: Option<String>,
-}
-
 /// An attempt to make.
 struct Attempt {
     from: EntityIx,
@@ -102,7 +75,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let model = config::load_str(LAB_FILE, LAB)
         .map_err(|found| CliError::System(found.to_string()))?
         .model;
-    let stopping = stop_on_signals()?;
+    let stopping = signals::stop_flag()?;
     lab::prepare()?;
     let session = Session::start(&args.name)?;
     let state = session.dir().to_owned();
@@ -194,12 +167,6 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     })
 }
 
-impl Trial {
-    fn is_as_expected(&self) -> bool {
-        self.expected == self.observed && self.trouble.is_none()
-    }
-}
-
 /// Sets a flag when it goes out of scope, by whichever way.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
@@ -207,22 +174,6 @@ impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// The first Ctrl-C takes the lab down in order, a second one at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, CliError> {
-    let failed = |error| CliError::System(format!("handling signals: {error}"));
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(
-            signal,
-            128 + signal,
-            Arc::clone(&stopping),
-        )
-        .map_err(failed)?;
-        signal_hook::flag::register(signal, Arc::clone(&stopping)).map_err(failed)?;
-    }
-    Ok(stopping)
 }
 
 /// Starts each entity's service.
@@ -342,21 +293,7 @@ fn decider(explanation: &Explanation) -> String {
         .iter()
         .rev()
         .find_map(|step| step.rule.as_ref());
-    rule.map_or_else(String::new, |rule| {
-        format!(
-            "{} of {}: {} {} {} ({})",
-            rule.id,
-            rule.group,
-            rule.traffic,
-            if rule.direction == "ingress" {
-                "from"
-            } else {
-                "to"
-            },
-            rule.peer,
-            rule.place
-        )
-    })
+    rule.map_or_else(String::new, |rule| format!("{rule} ({})", rule.place))
 }
 
 /// Makes all attempts at once, each on a thread inside its sender's namespace.
@@ -507,91 +444,4 @@ fn new_connections(standing: &Standing, model: &Model, when: &str) -> Result<Vec
         })
         .collect();
     Ok(try_all(standing, attempts?))
-}
-
-fn introduction(paint: Paint) -> String {
-    format!(
-        "{}\n
-  client 198.51.100.7          the internet
-     |  igw: 203.0.113.10 <-> 10.0.1.10
-     lb  10.0.1.10             [lb]   tcp 443 and ping from anywhere
-     |
-   web-1 10.0.2.21             [web]  tcp 8080 from lb, ping from the VPC
-   web-2 10.0.2.22
-     |
-     db  10.0.3.10             [db]   tcp 5432 from web; nothing out but replies\n
-",
-        paint.strong("A three-tier VPC, each entity in a network namespace of its own")
-    )
-}
-
-fn table(trials: &[Trial], paint: Paint) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([
-        "",
-        "FROM",
-        "TO",
-        "WHAT",
-        "EXPECTED",
-        "OBSERVED",
-        "DECIDED BY",
-    ]);
-    for trial in trials {
-        let word = |passes: bool| if passes { "passes" } else { "dropped" };
-        let mark = if trial.is_as_expected() {
-            "ok"
-        } else {
-            "WRONG"
-        };
-        let observed = trial.trouble.as_deref().unwrap_or(word(trial.observed));
-        table.add_row([
-            mark,
-            &trial.from,
-            &trial.to,
-            &trial.what,
-            word(trial.expected),
-            observed,
-            &trial.decided_by,
-        ]);
-    }
-    let mut out = String::new();
-    for line in table.lines() {
-        let line = line.trim_end();
-        let painted = if line.trim_start().starts_with("WRONG") {
-            paint.bad(line)
-        } else {
-            line.to_owned()
-        };
-        let _ = writeln!(out, "{painted}");
-    }
-    out
-}
-
-fn conclusion(report: &Report, total: usize, wrong: usize, finished: bool, paint: Paint) -> String {
-    let mut out = String::from("\n");
-    let _ = if !finished {
-        writeln!(out, "{}", paint.bad("stopped before the end"))
-    } else if wrong > 0 {
-        writeln!(
-            out,
-            "{}",
-            paint.bad(&format!(
-                "{wrong} of {total} attempts did not come out as expected"
-            ))
-        )
-    } else {
-        writeln!(
-            out,
-            "{}",
-            paint.good(&format!("all {total} attempts came out as expected"))
-        )
-    };
-    for left in &report.left_behind {
-        let _ = writeln!(out, "{}", paint.bad(&format!("left behind: {left}")));
-    }
-    if report.left_behind.is_empty() {
-        let _ = writeln!(out, "the lab is down; nothing is left behind");
-    }
-    out
 }

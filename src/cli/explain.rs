@@ -264,20 +264,7 @@ fn details(out: &mut String, step: &LegStep, paint: Paint) {
             }
         };
         let rule = &near.rule;
-        let _ = writeln!(
-            out,
-            "{indent}near:    {} of {}: {} {} {} {why} ({})",
-            rule.id,
-            rule.group,
-            rule.traffic,
-            if rule.direction == "ingress" {
-                "from"
-            } else {
-                "to"
-            },
-            rule.peer,
-            rule.place,
-        );
+        let _ = writeln!(out, "{indent}near:    {rule} {why} ({})", rule.place);
     }
     if others > 0 {
         let _ = writeln!(

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 
 use super::output::Paint;
 use super::standing::Standing;
-use super::{CliError, Format, Outcome, check};
+use super::{CliError, Format, Outcome, check, signals};
 use crate::config::{self, Loaded};
 use crate::engine::{Options, default_workers};
 use crate::lab::{self, CommandEvent, RunCommands, Session, Stream};
@@ -158,20 +158,10 @@ fn load(args: &Args) -> Result<Loaded, Outcome> {
 }
 
 /// Turns signals into events. The flag says that a first signal to stop has
-/// come; a second one ends the process at once, and the devices with it.
+/// come.
 fn watch_signals(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
-    let failed = |error| CliError::System(format!("handling signals: {error}"));
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(
-            signal,
-            128 + signal,
-            Arc::clone(&stopping),
-        )
-        .map_err(failed)?;
-        signal_hook::flag::register(signal, Arc::clone(&stopping)).map_err(failed)?;
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    let stopping = signals::stop_flag()?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(signals::failed)?;
     std::thread::Builder::new()
         .name("sgwall-signals".to_owned())
         .spawn(move || {
@@ -186,7 +176,7 @@ fn watch_signals(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
                 }
             }
         })
-        .map_err(failed)?;
+        .map_err(signals::failed)?;
     Ok(stopping)
 }
 
