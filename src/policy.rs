@@ -1,4 +1,4 @@
-//! A [`Model`](crate::model::Model) compiled into lookups whose cost doesn't
+//! A [`Model`] compiled into lookups whose cost doesn't
 //! grow with the number of rules, groups or members.
 //!
 //! A [`Policy`] is immutable. A change compiles a new one beside it, which
