@@ -83,7 +83,14 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "INTERFACE", "KIND", "ADDRESS", "GROUPS", "PROOF", "IN", "OUT", "DROPS",
+        "INTERFACE",
+        "KIND",
+        "ADDRESS",
+        "GROUPS",
+        "PROOF",
+        "IN",
+        "OUT",
+        "DROPS",
     ]);
     for interface in &status.interfaces {
         table.add_row(row(interface));
