@@ -15,12 +15,15 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
+use crate::lab::LabError;
+
 pub mod check;
 pub mod demo;
 pub mod exec;
 pub mod explain;
 mod output;
 pub mod run;
+mod signals;
 mod standing;
 pub mod status;
 
@@ -112,6 +115,18 @@ pub enum CliError {
     /// The system refused; the text says what to do about it.
     #[error("{0}")]
     System(String),
+}
+
+impl From<LabError> for CliError {
+    fn from(error: LabError) -> Self {
+        let text = error.to_string();
+        match error {
+            LabError::UnknownEntity { .. }
+            | LabError::BadLabName(_)
+            | LabError::WhichLab { .. } => Self::Usage(text),
+            _ => Self::System(text),
+        }
+    }
 }
 
 impl CliError {

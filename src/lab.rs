@@ -29,6 +29,7 @@ mod namespace;
 mod netlink;
 mod netns;
 mod privilege;
+pub mod probe;
 mod processes;
 mod session;
 
@@ -46,6 +47,8 @@ use session::Leftovers;
 /// How many threads make namespaces. The kernel serialises much of it; more
 /// threads gain nothing.
 const BUILDERS: usize = 2;
+/// How many threads remove devices; see [`close_all`].
+const CLOSERS: usize = 16;
 
 /// A lab that is up: every namespace and device of one model. Dropping it
 /// takes all of it down.
@@ -197,7 +200,8 @@ impl Lab {
     }
 
     /// Takes the lab down: ends the processes in its namespaces, removes
-    /// devices, namespaces and run-state. The same as dropping it.
+    /// devices, namespaces and run-state. The same as dropping it. Drop other
+    /// holders of [`links`](Self::links) first: a device lasts as long as they.
     pub fn down(self) {
         drop(self);
     }
@@ -209,6 +213,7 @@ impl Drop for Lab {
         if !inodes.is_empty() {
             processes::end_all(&|pid| processes::is_in(pid, &inodes));
         }
+        close_all(std::mem::take(&mut self.links));
     }
 }
 
@@ -254,6 +259,26 @@ fn carry_out_all(plans: &[Plan]) -> (Vec<Attached>, Option<LabError>) {
     let made = made.into_iter().map(|(_, one)| one).collect();
     let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
     (made, failure)
+}
+
+/// Drops the links. The kernel takes some 20 ms to remove a device, most of
+/// it waiting; on several threads it waits for many at once.
+fn close_all(links: Vec<Arc<TunLink>>) {
+    let closers = links.len().min(CLOSERS);
+    let links = Mutex::new(links);
+    let close = || {
+        let next = || links.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        while let Some(link) = next() {
+            drop(link);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..closers {
+            // Without them it merely takes longer.
+            let _ = thread::Builder::new().spawn_scoped(scope, close);
+        }
+        close();
+    });
 }
 
 /// A namespace and a device are a descriptor each, and 1024 is a common

@@ -12,7 +12,7 @@ use crate::model::{Model, protocol};
 use crate::packet::{TcpFlags, Transport};
 use crate::policy::Policy;
 
-mod peer;
+pub(super) mod peer;
 
 use peer::{Family, resolve};
 
@@ -187,7 +187,13 @@ fn text(answer: &Explanation, paint: Paint) -> String {
     let _ = writeln!(
         out,
         "{verdict}  {} from {} ({}) to {}",
-        request.traffic, request.from, request.source, request.destination,
+        request.traffic,
+        request.from,
+        request.source,
+        match &request.destination_name {
+            Some(name) => format!("{name} ({})", request.destination),
+            None => request.destination.to_string(),
+        },
     );
     leg(&mut out, "request", request, paint);
     match &answer.reply {
@@ -258,20 +264,7 @@ fn details(out: &mut String, step: &LegStep, paint: Paint) {
             }
         };
         let rule = &near.rule;
-        let _ = writeln!(
-            out,
-            "{indent}near:    {} of {}: {} {} {} {why} ({})",
-            rule.id,
-            rule.group,
-            rule.traffic,
-            if rule.direction == "ingress" {
-                "from"
-            } else {
-                "to"
-            },
-            rule.peer,
-            rule.place,
-        );
+        let _ = writeln!(out, "{indent}near:    {rule} {why} ({})", rule.place);
     }
     if others > 0 {
         let _ = writeln!(

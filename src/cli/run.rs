@@ -14,8 +14,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::output::Paint;
-use super::standing::{Standing, refused};
-use super::{CliError, Format, Outcome, check};
+use super::standing::Standing;
+use super::{CliError, Format, Outcome, check, signals};
 use crate::config::{self, Loaded};
 use crate::engine::{Options, default_workers};
 use crate::lab::{self, CommandEvent, RunCommands, Session, Stream};
@@ -77,7 +77,7 @@ enum Event {
 /// # Errors
 /// [`CliError::System`] for whatever the system refused.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let loaded = match check::load_or_report(&args.lab, &args.rules, args.format) {
+    let loaded = match load(args) {
         Ok(loaded) => loaded,
         Err(outcome) => return Ok(outcome),
     };
@@ -88,10 +88,10 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let teller = Teller::new(args.format, &loaded.model);
 
     // Before the first thread: a user namespace can be entered only then.
-    lab::prepare().map_err(refused)?;
+    lab::prepare()?;
     let (tell, told) = channel::unbounded();
     let stopping = watch_signals(tell.clone())?;
-    let session = Session::start(&name).map_err(refused)?;
+    let session = Session::start(&name)?;
     let options = Options {
         workers: args.workers,
         max_flows: args.max_flows,
@@ -107,7 +107,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         return Ok(Outcome::Yes);
     }
     let commands = start_commands(&standing, &loaded.model, &teller)?;
-    let watch = Watch::new(loaded.files.clone(), move || {
+    let watch = Watch::new(loaded.files, move || {
         // The main thread may have ended; then nobody needs to know.
         let _ = tell.send(Event::Touched);
     });
@@ -131,21 +131,37 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     Ok(Outcome::Yes)
 }
 
-/// Turns signals into events. The flag says that a first signal to stop has
-/// come; a second one ends the process at once, and the devices with it.
-fn watch_signals(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
-    let failed = |error| CliError::System(format!("handling signals: {error}"));
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(
-            signal,
-            128 + signal,
-            Arc::clone(&stopping),
-        )
-        .map_err(failed)?;
-        signal_hook::flag::register(signal, Arc::clone(&stopping)).map_err(failed)?;
+/// Reads the files; what is wrong with them is said in the format of all other
+/// events.
+fn load(args: &Args) -> Result<Loaded, Outcome> {
+    if args.format == Format::Text {
+        return check::load_or_report(&args.lab, &args.rules, args.format);
     }
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    match config::load(&args.lab, &args.rules) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                println!(
+                    "{}",
+                    json!({ "event": "warning", "diagnostics": [warning] })
+                );
+            }
+            Ok(loaded)
+        }
+        Err(found) => {
+            println!(
+                "{}",
+                json!({ "event": "invalid", "diagnostics": found.to_json() })
+            );
+            Err(Outcome::No)
+        }
+    }
+}
+
+/// Turns signals into events. The flag says that a first signal to stop has
+/// come.
+fn watch_signals(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
+    let stopping = signals::stop_flag()?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(signals::failed)?;
     std::thread::Builder::new()
         .name("sgwall-signals".to_owned())
         .spawn(move || {
@@ -160,7 +176,7 @@ fn watch_signals(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
                 }
             }
         })
-        .map_err(failed)?;
+        .map_err(signals::failed)?;
     Ok(stopping)
 }
 
@@ -175,7 +191,7 @@ fn start_commands(
         .spawn_run_commands(model, move |entity, name, event| {
             teller.command(entity.ix(), name, event);
         })
-        .map_err(refused)
+        .map_err(CliError::from)
 }
 
 /// Puts changed files in force.

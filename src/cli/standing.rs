@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::CliError;
 use crate::engine::{Appliance, Options};
 use crate::lab::control::{Request, Response, Server, Serving};
-use crate::lab::{Lab, LabError, Session};
+use crate::lab::{Gate, Lab, Session};
 use crate::link::Link;
 use crate::model::Model;
 
@@ -30,7 +30,7 @@ impl Standing {
     /// [`lab::prepare`](crate::lab::prepare) has been called by now.
     pub(super) fn up(session: Session, model: &Model, options: Options) -> Result<Self, CliError> {
         let began = Instant::now();
-        let lab = Lab::up(session, model).map_err(refused)?;
+        let lab = Lab::up(session, model)?;
         let made_in = began.elapsed();
 
         let began = Instant::now();
@@ -49,13 +49,11 @@ impl Standing {
         let appliance = Arc::new(appliance);
         let proven_in = began.elapsed();
 
-        let server = Server::bind(lab.session()).map_err(refused)?;
+        let server = Server::bind(lab.session())?;
         let gate = lab.gate();
         let asked = Arc::clone(&appliance);
         let name = lab.session().name().to_owned();
-        let serving = server
-            .serve(move |request| answer(&request, &name, &asked, &gate))
-            .map_err(refused)?;
+        let serving = server.serve(move |request| answer(&request, &name, &asked, &gate))?;
         Ok(Self {
             _serving: serving,
             appliance,
@@ -66,12 +64,7 @@ impl Standing {
     }
 }
 
-fn answer(
-    request: &Request,
-    name: &str,
-    appliance: &Appliance,
-    gate: &crate::lab::Gate,
-) -> Response {
+fn answer(request: &Request, name: &str, appliance: &Appliance, gate: &Gate) -> Response {
     match request.op.as_str() {
         "status" => match serde_json::to_value(appliance.status()) {
             Ok(mut body) => {
@@ -87,11 +80,6 @@ fn answer(
             "unknown operation '{other}': this lab answers status and enter"
         )),
     }
-}
-
-/// What the system refused.
-pub(super) fn refused(error: LabError) -> CliError {
-    CliError::System(error.to_string())
 }
 
 /// An error with its causes, on one line.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::output::{Paint, print, print_json};
-use super::standing::refused;
 use super::{CliError, Format, Outcome};
 use crate::lab::control::{Client, Request};
 use crate::lab::{LAB_VARIABLE, Session};
@@ -31,10 +30,10 @@ pub struct Args {
 /// # Errors
 /// [`CliError::System`] if no lab answers.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let lab = Session::find(args.lab.as_deref()).map_err(refused)?;
+    let lab = Session::find(args.lab.as_deref())?;
     let name = lab.name.clone();
-    let mut client = Client::connect(&lab).map_err(refused)?;
-    let (body, _) = client.call(&Request::new("status")).map_err(refused)?;
+    let mut client = Client::connect(&lab)?;
+    let (body, _) = client.call(&Request::new("status"))?;
     let status: Status = serde_json::from_value(body.clone()).map_err(|error| {
         CliError::System(format!(
             "lab {name} answers in a way that this version doesn't understand: {error}"

@@ -9,9 +9,13 @@ use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Render
 use serde::Serialize;
 
 use super::source::{Source, Span};
+use super::suggest::nearest;
 
 /// Beyond this many a file is not mistaken but hostile; the rest is not kept.
 const MAX_DIAGNOSTICS: usize = 1000;
+/// Most names compared with mistyped ones, in all; a file full of both must
+/// not take minutes.
+const MAX_COMPARED: usize = 300_000;
 /// Lines longer than this are cut around the place in question when shown.
 const MAX_SHOWN_LINE: usize = 400;
 /// Two places of one file further apart than this are shown as two excerpts.
@@ -194,6 +198,8 @@ pub(super) struct Report {
     drafts: Vec<Draft>,
     scrap: Draft,
     overflow: bool,
+    /// Names compared so far in search of what a mistyped one means.
+    compared: usize,
 }
 
 impl Report {
@@ -231,6 +237,19 @@ impl Report {
     /// Adds a warning.
     pub(super) fn warning(&mut self, span: Span, message: impl Into<String>) -> &mut Draft {
         self.add(Severity::Warning, span, message.into())
+    }
+
+    /// The declared name nearest to a mistyped one, if one is near enough.
+    pub(super) fn nearest<'a>(
+        &mut self,
+        word: &str,
+        names: impl ExactSizeIterator<Item = &'a str>,
+    ) -> Option<&'a str> {
+        if self.overflow || self.compared > MAX_COMPARED {
+            return None;
+        }
+        self.compared += names.len();
+        nearest(word, names)
     }
 
     /// Whether there was an error so far.

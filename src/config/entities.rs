@@ -450,7 +450,7 @@ fn read_subnet_name(
     if scope.names.incomplete {
         return None;
     }
-    let help = match nearest(name, known) {
+    let help = match report.nearest(name, known) {
         Some(near) => format!("did you mean {}?", quoted(near)),
         None => "define it under `subnets`, or use the name of one that is there".into(),
     };

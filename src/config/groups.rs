@@ -8,7 +8,6 @@ use super::diagnostic::{Report, quoted};
 use super::reader::{Entry, Fields, is_id};
 use super::rules::{self, RuleSpan};
 use super::source::Span;
-use super::suggest::nearest;
 use super::vpc::check_name;
 use super::yaml::{Node, Value};
 use crate::model::{
@@ -445,7 +444,7 @@ pub(super) fn find_group(
     if names.incomplete {
         return None;
     }
-    let known = names.groups.keys().map(String::as_str);
+    let near = report.nearest(name, names.groups.keys().map(String::as_str));
     let help = if let Some(bare) = name.strip_prefix("sg/")
         && (names.groups.contains_key(bare) || names.group_ids.contains_key(bare))
     {
@@ -453,7 +452,7 @@ pub(super) fn find_group(
     } else if is_id(name, "sg") || name.starts_with("sg-") {
         "write a group's name, or give the group this `id:` under `security_groups`".into()
     } else {
-        unknown_help(sigil, name, known, "security_groups")
+        unknown_help(sigil, near, "security_groups")
     };
     report
         .error(span, format!("there is no security group {}", quoted(name)))
@@ -474,23 +473,16 @@ pub(super) fn find_list(
     if names.incomplete {
         return None;
     }
-    let known = names.lists.keys().map(String::as_str);
-    let help = unknown_help("pl/", name, known, "prefix_lists");
+    let near = report.nearest(name, names.lists.keys().map(String::as_str));
+    let help = unknown_help("pl/", near, "prefix_lists");
     report
         .error(span, format!("there is no prefix list {}", quoted(name)))
         .help(help);
     None
 }
 
-fn unknown_help<'a>(
-    sigil: &str,
-    name: &str,
-    known: impl Iterator<Item = &'a str>,
-    section: &str,
-) -> String {
-    let mut known: Vec<&str> = known.collect();
-    known.sort_unstable();
-    match nearest(name, known) {
+fn unknown_help(sigil: &str, near: Option<&str>, section: &str) -> String {
+    match near {
         Some(near) => format!("did you mean {}?", quoted(&format!("{sigil}{near}"))),
         None => format!("define it under `{section}`, or use the name of one that is there"),
     }

@@ -7,7 +7,7 @@ pub(super) fn nearest<'a>(
 ) -> Option<&'a str> {
     let word: Vec<char> = word.to_lowercase().chars().take(64).collect();
     let limit = (word.len() / 3).clamp(1, 3);
-    let mut best: Option<(usize, &str)> = None;
+    let mut best: Option<(usize, bool, &str)> = None;
     for candidate in candidates {
         let letters: Vec<char> = candidate.to_lowercase().chars().take(64).collect();
         if letters.len().abs_diff(word.len()) > limit {
@@ -16,11 +16,14 @@ pub(super) fn nearest<'a>(
         let distance = distance(&word, &letters);
         // A word of two letters is one step from almost everything.
         let near = distance <= limit && distance < word.len().max(letters.len());
-        if near && best.is_none_or(|(least, _)| distance < least) {
-            best = Some((distance, candidate));
+        // Of equally near ones, one that begins alike, since few slip on the
+        // first letter; then the first by name, whatever their order.
+        let rank = (distance, letters.first() != word.first(), candidate);
+        if near && best.is_none_or(|least| rank < least) {
+            best = Some(rank);
         }
     }
-    best.map(|(_, candidate)| candidate)
+    best.map(|(.., candidate)| candidate)
 }
 
 /// Edits between two words; two neighbours swapped are one edit.

@@ -28,6 +28,11 @@ pub(super) struct SubnetDecl {
     pub(super) whole: bool,
 }
 
+/// Most blocks of a VPC, and of all its subnets; AWS admits 50 and, by
+/// default, 200 (VPC quotas).
+const MAX_VPC_BLOCKS: usize = 50;
+const MAX_SUBNET_BLOCKS: usize = 5000;
+
 const VPC_HELP: &str = "write for example `vpc: { cidr: [10.0.0.0/16] }`";
 
 /// Reads `vpc:`.
@@ -53,7 +58,16 @@ pub(super) fn read_vpc(report: &mut Report, node: &Node) -> VpcDecl {
     };
     decl.whole = true;
     let mut seen: Vec<(IpNet, Span)> = Vec::new();
-    for item in items {
+    if let Some(extra) = items.get(MAX_VPC_BLOCKS) {
+        report
+            .error(
+                extra.span,
+                format!("the VPC has more than {MAX_VPC_BLOCKS} blocks"),
+            )
+            .help("join neighbouring blocks");
+        decl.whole = false;
+    }
+    for item in items.iter().take(MAX_VPC_BLOCKS) {
         let Some(net) = read_block(report, item, "`cidr` of the VPC", (16, 28), (32, 64)) else {
             decl.whole = false;
             continue;
@@ -167,6 +181,16 @@ fn read_subnet(
     };
     decl.whole = true;
     for item in items {
+        if seen.len() == MAX_SUBNET_BLOCKS {
+            report
+                .error(
+                    item.span,
+                    format!("more than {MAX_SUBNET_BLOCKS} blocks in subnets"),
+                )
+                .help("split the lab");
+            decl.whole = false;
+            break;
+        }
         match read_subnet_block(report, item, &what, vpc, seen) {
             Some(net) => {
                 let first = decl

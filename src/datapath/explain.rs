@@ -1,13 +1,14 @@
 //! Why a packet passes or doesn't: the data path itself, walked by a packet
 //! made for the question, with a recorder. There is no second evaluator.
 
+use std::fmt;
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{Datapath, Fate, Recorder, Step};
 use crate::conntrack::Millis;
-use crate::model::{Direction, InterfaceIx, Place, Via, protocol_name};
+use crate::model::{Direction, InterfaceIx, Via, protocol_name};
 use crate::packet::{self, Packet, ParseError, TcpFlags, Transport};
 use crate::policy::{CompiledRule, DropReason, Guard, Policy, PolicyInterface, Query, RuleTable};
 
@@ -61,6 +62,8 @@ pub struct Leg {
     pub source: IpAddr,
     /// Destination address as sent.
     pub destination: IpAddr,
+    /// Name of the interface that has that address.
+    pub destination_name: Option<String>,
     /// `tcp 5432`, `icmp type 8 code 0`.
     pub traffic: String,
     /// Whether it was delivered.
@@ -102,8 +105,9 @@ pub struct RuleView {
     pub group: String,
     /// `sg-…` of its group.
     pub group_id: String,
-    /// `ingress` or `egress`.
-    pub direction: &'static str,
+    /// Which way it guards.
+    #[serde(serialize_with = "as_text")]
+    pub direction: Direction,
     /// `tcp 5432`.
     pub traffic: String,
     /// The peer as the user wrote it.
@@ -112,6 +116,10 @@ pub struct RuleView {
     pub description: String,
     /// `file:line:column`.
     pub place: String,
+    /// The file alone.
+    pub file: String,
+    /// The line alone, from 1; 0 for AWS's defaults.
+    pub line: u32,
 }
 
 /// A rule that didn't cover.
@@ -125,17 +133,34 @@ pub struct NearMiss {
     pub traffic_covers: bool,
 }
 
+impl fmt::Display for RuleView {
+    /// `sgr-… of web: tcp 8080 from sg/lb`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {}: {} {} {}",
+            self.id,
+            self.group,
+            self.traffic,
+            preposition(self.direction),
+            self.peer
+        )
+    }
+}
+
 impl From<&CompiledRule> for RuleView {
     fn from(rule: &CompiledRule) -> Self {
         Self {
             id: rule.id.to_string(),
             group: rule.group_name.clone(),
             group_id: rule.group_id.clone(),
-            direction: rule.direction.as_str(),
+            direction: rule.direction,
             traffic: rule.traffic.to_string(),
             peer: rule.peer.clone(),
             description: rule.description.clone(),
-            place: place(&rule.place),
+            place: rule.place.to_string(),
+            file: rule.place.file.to_string(),
+            line: rule.place.line,
         }
     }
 }
@@ -203,6 +228,10 @@ fn leg(
         to: label(policy, at),
         source: question.source,
         destination: question.destination,
+        destination_name: policy
+            .directory()
+            .owner(question.destination)
+            .map(|owner| label(policy, owner.interface)),
         traffic: notes
             .packet
             .map_or_else(String::new, |packet| traffic(query(&packet))),
@@ -299,14 +328,7 @@ impl Notes<'_> {
         rule: Option<&CompiledRule>,
     ) {
         let what = match rule {
-            Some(rule) => format!(
-                "allowed by {} of group {}: {} {} {}",
-                rule.id,
-                rule.group_name,
-                rule.traffic,
-                preposition(direction),
-                rule.peer,
-            ),
+            Some(rule) => format!("allowed by {}", RuleView::from(rule)),
             None => format!(
                 "no {direction} rule allows {} {} {}",
                 traffic(query),
@@ -500,6 +522,10 @@ fn no_way(reason: DropReason, sender: Option<&PolicyInterface>) -> &'static str 
     }
 }
 
+fn as_text<S: Serializer>(direction: &Direction, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(direction.as_str())
+}
+
 fn layer(direction: Direction) -> &'static str {
     match direction {
         Direction::Egress => "egress groups",
@@ -540,8 +566,4 @@ fn traffic(query: Query) -> String {
         ),
         _ => name,
     }
-}
-
-fn place(place: &Place) -> String {
-    place.to_string()
 }

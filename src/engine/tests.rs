@@ -1,1 +1,201 @@
+//! What the threads promise, over links in memory.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::config::load_str;
+use crate::link::MemoryLink;
+use crate::model::{InterfaceIx, Model, protocol};
+use crate::packet::{self, Transport};
+use crate::policy::DropReason;
+
+const A: usize = 0;
+const B: usize = 1;
+
+/// Two hosts; `b` takes UDP on the given port from `a`.
+fn model(port: u16) -> Model {
+    let text = format!(
+        "vpc: {{ cidr: [10.0.0.0/16] }}
+subnets: {{ s: {{ cidr: [10.0.0.0/24] }} }}
+security_groups:
+  a: {{ description: sends }}
+  b: {{ ingress: [ {{ protocol: udp, ports: {port}, from: sg/a }} ] }}
+entities:
+  a: {{ kind: ec2, subnet: s, addresses: [10.0.0.10], security_groups: [a] }}
+  b: {{ kind: ec2, subnet: s, addresses: [10.0.0.11], security_groups: [b] }}
+"
+    );
+    load_str("test.yaml", &text).unwrap().model
+}
+
+struct Bench {
+    links: Vec<Arc<MemoryLink>>,
+    engine: Engine,
+}
+
+fn start(port: u16, workers: usize) -> Bench {
+    let links: Vec<Arc<MemoryLink>> = (0..2).map(|_| Arc::new(MemoryLink::new(4096))).collect();
+    let engine = Engine::start(
+        links
+            .iter()
+            .map(|link| Arc::clone(link) as Arc<dyn Link>)
+            .collect(),
+        Policy::compile(&model(port), None),
+        Options {
+            workers,
+            max_flows: 1000,
+        },
+    )
+    .unwrap();
+    Bench { links, engine }
+}
+
+fn udp(from_port: u16, to_port: u16, payload: u32) -> Vec<u8> {
+    packet::build(
+        IpAddr::from([10, 0, 0, 10]),
+        IpAddr::from([10, 0, 0, 11]),
+        protocol::UDP,
+        Transport::Udp {
+            source: from_port,
+            destination: to_port,
+        },
+        &payload.to_be_bytes(),
+    )
+    .unwrap()
+}
+
+/// Waits until `done` or fails; the time only bounds a broken engine.
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn drops(engine: &Engine, at: usize, reason: DropReason) -> u64 {
+    engine.counters().traffic(InterfaceIx::new(at)).drops[reason as usize]
+}
+
+#[test]
+fn allowed_packets_arrive_in_order_and_forbidden_ones_are_counted() {
+    for workers in [1, 2] {
+        let bench = start(53, workers);
+        for n in 0..1000 {
+            bench.links[A].inject(udp(4000, 53, n)).unwrap();
+            bench.links[A].inject(udp(4000, 54, n)).unwrap();
+        }
+        let mut arrived = Vec::new();
+        wait_until("1000 packets arrive", || {
+            arrived.extend(std::iter::from_fn(|| bench.links[B].take()));
+            arrived.len() >= 1000
+        });
+        wait_until("1000 drops are counted", || {
+            drops(&bench.engine, B, DropReason::NoIngressRule) == 1000
+        });
+        let numbers: Vec<u32> = arrived
+            .iter()
+            .map(|packet| u32::from_be_bytes(packet[packet.len() - 4..].try_into().unwrap()))
+            .collect();
+        assert_eq!(numbers, (0..1000).collect::<Vec<_>>());
+        let a = bench.engine.counters().traffic(InterfaceIx::new(A));
+        assert_eq!((a.packets_out, a.bytes_out), (1000, 32_000));
+    }
+}
+
+#[test]
+fn once_a_swap_returns_new_flows_meet_the_new_rules_only() {
+    let bench = start(53, 2);
+    for round in 0..50_u16 {
+        let open = if round % 2 == 0 { 54 } else { 53 };
+        let next = Policy::compile(&model(open), Some(&bench.engine.policy()));
+        bench.engine.swap(next).unwrap();
+        let before = drops(&bench.engine, B, DropReason::NoIngressRule);
+        // A new source port each time, so that no tracked flow lets it pass.
+        bench.links[A]
+            .inject(udp(5000 + round, 107 - open, 0))
+            .unwrap();
+        wait_until("the packet is dropped", || {
+            drops(&bench.engine, B, DropReason::NoIngressRule) == before + 1
+        });
+        bench.links[A].inject(udp(6000 + round, open, 0)).unwrap();
+        wait_until("the packet arrives", || bench.links[B].take().is_some());
+    }
+}
+
+#[test]
+fn a_tracked_flow_survives_a_swap() {
+    let bench = start(53, 1);
+    bench.links[A].inject(udp(4000, 53, 0)).unwrap();
+    wait_until("the flow is open", || bench.links[B].take().is_some());
+    let next = Policy::compile(&model(54), Some(&bench.engine.policy()));
+    bench.engine.swap(next).unwrap();
+    bench.links[A].inject(udp(4000, 53, 1)).unwrap();
+    wait_until("it goes on", || bench.links[B].take().is_some());
+}
+
+#[test]
+fn a_packet_that_the_receiving_link_refuses_is_counted_there() {
+    let links: Vec<Arc<dyn Link>> = vec![
+        Arc::new(MemoryLink::new(64)),
+        Arc::new(MemoryLink::new(1)), // room for one
+    ];
+    let sender = Arc::new(MemoryLink::new(64));
+    let engine = Engine::start(
+        vec![Arc::clone(&sender) as Arc<dyn Link>, Arc::clone(&links[1])],
+        Policy::compile(&model(53), None),
+        Options::default(),
+    )
+    .unwrap();
+    for n in 0..3 {
+        sender.inject(udp(4000, 53, n)).unwrap();
+    }
+    wait_until("two are counted", || {
+        drops(&engine, B, DropReason::LinkFailed) == 2
+    });
+}
+
+#[test]
+fn garbage_is_named_and_nothing_stops() {
+    let bench = start(53, 1);
+    for frame in [vec![], vec![0xff; 10], vec![0x45; 20], vec![0; 1500]] {
+        bench.links[A].inject(frame).unwrap();
+    }
+    let mut spoofed = udp(4000, 53, 0);
+    spoofed[15] = 99;
+    bench.links[A].inject(spoofed).unwrap();
+    bench.links[A].inject(udp(4000, 53, 0)).unwrap();
+    wait_until("the good packet arrives", || {
+        bench.links[B].take().is_some()
+    });
+    assert_eq!(drops(&bench.engine, A, DropReason::Malformed), 4);
+    assert_eq!(drops(&bench.engine, A, DropReason::SourceCheck), 1);
+}
+
+#[test]
+fn a_full_flow_table_refuses_new_flows_by_name() {
+    let links: Vec<Arc<MemoryLink>> = (0..2).map(|_| Arc::new(MemoryLink::new(64))).collect();
+    let engine = Engine::start(
+        links
+            .iter()
+            .map(|link| Arc::clone(link) as Arc<dyn Link>)
+            .collect(),
+        Policy::compile(&model(53), None),
+        Options {
+            workers: 1,
+            max_flows: 3, // a flow takes an entry at either end
+        },
+    )
+    .unwrap();
+    links[A].inject(udp(4000, 53, 0)).unwrap();
+    links[A].inject(udp(4001, 53, 0)).unwrap();
+    wait_until("the second is refused at the receiver", || {
+        drops(&engine, B, DropReason::FlowTableFull) == 1
+    });
+    links[A].inject(udp(4000, 53, 1)).unwrap();
+    wait_until("the first goes on", || {
+        std::iter::from_fn(|| links[B].take()).count() > 0
+    });
+}

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::model::{Address, EntityIx, EntityKind, Interface, Model, Via};
+use crate::model::{Address, Attachment, EntityIx, EntityKind, Interface, Model, Via};
 
 /// Writes the hosts file that `viewer` sees. `machine` is the machine's own
 /// file, of which the loopback lines stay.
@@ -30,10 +30,7 @@ pub(super) fn file(model: &Model, viewer: EntityIx, machine: &str) -> String {
 
 /// Hosts of the internet reach each other without any translation.
 fn reached_privately(interface: &Interface) -> bool {
-    matches!(
-        interface.attachment,
-        crate::model::Attachment::External(Via::Igw)
-    )
+    interface.attachment == Attachment::External(Via::Igw)
 }
 
 fn seen_address(address: &Address, private: bool) -> Option<IpAddr> {
@@ -66,4 +63,124 @@ fn loopback_lines(machine: &str, is_entity: &dyn Fn(&str) -> bool) -> String {
         text.insert_str(0, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Entity, Place, SubnetIx, Tracking};
+
+    fn model() -> Model {
+        let mut model = Model::default();
+        let mut add = |name: &str, kind: EntityKind, addresses: &[(&str, Option<&str>)]| {
+            let place = Place::implied("test".into());
+            let entity = EntityIx::new(model.entities.len());
+            model.entities.push(Entity {
+                name: name.into(),
+                kind,
+                engine: None,
+                run: None,
+                place: place.clone(),
+            });
+            model.interfaces.push(Interface {
+                id: format!("eni-{name}"),
+                entity,
+                device: 0,
+                attachment: match kind {
+                    EntityKind::External(via) => Attachment::External(via),
+                    _ => Attachment::Subnet {
+                        subnet: SubnetIx::new(0),
+                        groups: Vec::new(),
+                    },
+                },
+                addresses: addresses
+                    .iter()
+                    .map(|(private, public)| Address {
+                        private: private.parse().unwrap(),
+                        public: public.map(|public| public.parse().unwrap()),
+                    })
+                    .collect(),
+                mtu: 9001,
+                source_dest_check: true,
+                tracking: Tracking::default(),
+                place,
+            });
+        };
+        let igw = EntityKind::External(Via::Igw);
+        let vgw = EntityKind::External(Via::Vgw);
+        add("lb", EntityKind::Elb, &[("10.0.0.5", Some("203.0.113.5"))]);
+        add(
+            "db",
+            EntityKind::Rds,
+            &[("10.0.0.9", None), ("fd00::9", None)],
+        );
+        add("laptop", igw, &[("198.51.100.7", None)]);
+        add("phone", igw, &[("198.51.100.8", None)]);
+        add("office", vgw, &[("192.168.7.20", None)]);
+        model
+    }
+
+    fn seen_by(viewer: &str, machine: &str) -> Vec<String> {
+        let model = model();
+        let (viewer, _) = model.entity(viewer).unwrap();
+        file(&model, viewer, machine)
+            .lines()
+            .map(|line| line.replace('\t', " "))
+            .collect()
+    }
+
+    #[test]
+    fn inside_the_vpc_and_over_the_vpn_private_addresses_count() {
+        for viewer in ["db", "office"] {
+            let lines = seen_by(viewer, "127.0.0.1 localhost\n");
+            assert_eq!(
+                lines,
+                [
+                    "127.0.0.1 localhost",
+                    "10.0.0.5 lb",
+                    "10.0.0.9 db",
+                    "fd00::9 db",
+                    "198.51.100.7 laptop",
+                    "198.51.100.8 phone",
+                    "192.168.7.20 office"
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn the_internet_sees_public_addresses_only_and_ipv6_as_it_is() {
+        let lines = seen_by("laptop", "127.0.0.1 localhost\n");
+        assert_eq!(
+            lines,
+            [
+                "127.0.0.1 localhost",
+                "203.0.113.5 lb",
+                "fd00::9 db",
+                "198.51.100.7 laptop",
+                "198.51.100.8 phone"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_machines_own_name_does_not_shadow_an_entity() {
+        let machine = "# mine\n127.0.0.1 localhost # loop\n127.0.1.1 db db.example\n\
+                       ::1 localhost ip6-localhost\n192.0.2.1 elsewhere\nnonsense\n";
+        let lines = seen_by("db", machine);
+        assert_eq!(
+            lines[..4],
+            [
+                "127.0.0.1 localhost",
+                "127.0.1.1 db.example",
+                "::1 localhost ip6-localhost",
+                "10.0.0.5 lb"
+            ]
+        );
+    }
+
+    #[test]
+    fn localhost_resolves_where_the_machine_has_no_hosts_file() {
+        assert_eq!(seen_by("db", "")[0], "127.0.0.1 localhost");
+    }
 }

@@ -10,7 +10,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{AccessFlags, faccessat, getegid, geteuid};
 
-use super::LabError;
+use super::{LabError, session};
 
 /// Where the lab's namespaces get their powers from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,8 @@ const CAPABILITIES: u64 = 1 << 12 | 1 << 21;
 /// Takes what a lab needs: nothing more for root, a user namespace (and in it
 /// a mount and a network namespace) for anybody else. Call it from `main`
 /// before the first thread starts; the kernel refuses it later. A second call
-/// gives the first one's answer.
+/// gives the first one's answer. Processes that this user's killed labs left
+/// behind are ended on the way: later they could not be seen any more.
 ///
 /// # Errors
 /// What refused, and what to do about it. The process is as it was then,
@@ -51,6 +52,7 @@ pub fn prepare() -> Result<Privilege, LabError> {
     check_tun()?;
     let identity = identity();
     if identity.privilege == Privilege::UserNamespace {
+        session::end_all_strays();
         enter_user_namespace()?;
     }
     Ok(IDENTITY.get_or_init(|| identity).privilege)

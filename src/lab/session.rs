@@ -201,8 +201,7 @@ impl Session {
 
     /// Ends and removes what an earlier run of this name left behind.
     fn clean(&self) -> Result<(), LabError> {
-        let state = fs::read(self.dir.join(STATE)).unwrap_or_default();
-        let leftovers: Leftovers = serde_json::from_slice(&state).unwrap_or_default();
+        let leftovers = Leftovers::read(&self.dir);
         let bound: Vec<&PathBuf> = leftovers
             .bound
             .iter()
@@ -216,13 +215,7 @@ impl Session {
                 netns::unbind(path);
             }
         }
-        if !leftovers.inodes.is_empty() {
-            // Nothing pinned these: the kernel may have given the numbers to
-            // others since, so only processes that say they are ours count.
-            processes::end_all(&|pid| {
-                processes::is_in(pid, &leftovers.inodes) && processes::says_lab(pid, &self.name)
-            });
-        }
+        leftovers.end_strays(&self.name);
         remove_files(&self.dir, false);
         Ok(())
     }
@@ -241,10 +234,48 @@ impl Drop for Session {
     }
 }
 
+impl Leftovers {
+    /// What the directory of a lab records; nothing if that makes no sense.
+    fn read(dir: &Path) -> Self {
+        let state = fs::read(dir.join(STATE)).unwrap_or_default();
+        serde_json::from_slice(&state).unwrap_or_default()
+    }
+
+    /// Ends the processes left in namespaces that nothing but they kept
+    /// alive. If they have ended the kernel may have given the numbers to
+    /// others since, so only processes that say they are the lab's count.
+    fn end_strays(&self, lab: &str) {
+        if !self.inodes.is_empty() {
+            processes::end_all(&|pid| {
+                processes::is_in(pid, &self.inodes) && processes::says_lab(pid, lab)
+            });
+        }
+    }
+}
+
 impl RunningLab {
     /// Where the control socket is.
     pub fn control_path(&self) -> PathBuf {
         self.dir.join(CONTROL)
+    }
+}
+
+/// Ends the processes that killed labs of this user left behind. Processes of
+/// a user namespace can be looked into from outside of it only, so this must
+/// come before this process enters one of its own.
+pub(super) fn end_all_strays() {
+    for base in search_bases() {
+        if check_dir(&base).is_err() {
+            continue;
+        }
+        for entry in fs::read_dir(&base).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if check_name(&name).is_ok() && holder(&entry.path().join(LOCK)).is_none() {
+                Leftovers::read(&entry.path()).end_strays(&name);
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::{Attachment, Interface, InterfaceIx, Model, Via};
 
 /// Which families the protocol leaves open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(in crate::cli) enum Family {
     V4,
     V6,
     Either,
@@ -15,10 +15,10 @@ pub(super) enum Family {
 
 /// The two ends of a question.
 #[derive(Debug)]
-pub(super) struct Ends {
-    pub(super) from: InterfaceIx,
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
+pub(in crate::cli) struct Ends {
+    pub(in crate::cli) from: InterfaceIx,
+    pub(in crate::cli) source: IpAddr,
+    pub(in crate::cli) destination: IpAddr,
 }
 
 /// What a peer's text named.
@@ -50,7 +50,7 @@ impl Family {
 /// Finds the sender and both addresses. An address picks the family; where
 /// none is given and both ends have both, it is IPv4. Seen from the internet
 /// an entity's IPv4 address is its public one.
-pub(super) fn resolve(
+pub(in crate::cli) fn resolve(
     model: &Model,
     from: &str,
     to: &str,

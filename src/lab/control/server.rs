@@ -186,12 +186,12 @@ where
     stream.set_nonblocking(false)?;
     let peer = getsockopt(&stream, PeerCredentials)?.uid();
     if peer != 0 && peer != geteuid().as_raw() {
-        return refuse(stream, "this lab is another user's");
+        return refuse(&stream, "this lab is another user's");
     }
     let mut open = connections.lock();
     if open.len() as u64 >= MAX_CONNECTIONS {
         drop(open);
-        return refuse(stream, "too many connections; try again");
+        return refuse(&stream, "too many connections; try again");
     }
     open.insert(number, stream.try_clone()?);
     drop(open);
@@ -213,9 +213,9 @@ where
 }
 
 /// Tells a client no without waiting for it.
-fn refuse(stream: UnixStream, why: &str) -> io::Result<()> {
+fn refuse(stream: &UnixStream, why: &str) -> io::Result<()> {
     stream.set_nonblocking(true)?;
-    answer(&stream, &Response::error(why))
+    answer(stream, &Response::error(why))
 }
 
 fn converse(stream: &UnixStream, handler: &dyn Fn(Request) -> Response) -> io::Result<()> {

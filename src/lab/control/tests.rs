@@ -120,7 +120,7 @@ fn the_number_of_connections_is_bounded() {
         .filter(|stream| {
             let mut line = String::new();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            BufReader::new(**stream).read_line(&mut line).unwrap();
+            BufReader::new(*stream).read_line(&mut line).unwrap();
             line.contains("too many connections")
         })
         .count();
