@@ -25,6 +25,10 @@ pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
 }
 
 /// What to say when signals can't be handled.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err takes"
+)]
 pub(super) fn failed(error: std::io::Error) -> CliError {
     CliError::System(format!("handling signals: {error}"))
 }
