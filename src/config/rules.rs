@@ -34,6 +34,11 @@ pub(super) fn read(
     names: &Names,
     spans: &mut Vec<RuleSpan>,
 ) -> Vec<SecurityGroupRule> {
+    // Whoever deletes the last rule leaves the bare key behind. For ingress an
+    // empty list and AWS's default are the same; for egress they are opposites.
+    if node.is_null() && direction == Direction::Ingress {
+        return Vec::new();
+    }
     let what = format!("`{direction}` of security group {}", quoted(&group.name));
     let help = if node.is_null() {
         "write `[]` for no rules at all, or remove the key to have AWS's default"

@@ -242,6 +242,13 @@ fn rules_that_aws_refuses_are_refused_with_a_remedy() {
 }
 
 #[test]
+fn deleting_the_last_ingress_rule_may_leave_the_bare_key() {
+    let model = valid("security_groups: { g: { ingress: } }\n").model;
+    let group = model.security_groups.iter().find(|group| group.name == "g");
+    assert!(group.is_some_and(|group| group.ingress.is_empty() && group.egress.len() == 1));
+}
+
+#[test]
 fn what_aws_ignores_or_rewrites_is_a_warning() {
     for (rule, words) in [
         (
