@@ -23,7 +23,7 @@ use crate::model::Model;
 
 mod watch;
 
-use watch::Watch;
+use watch::{Stamps, Watch};
 
 /// Arguments of `sgwall run`.
 #[derive(Debug, clap::Args)]
@@ -77,6 +77,7 @@ enum Event {
 /// # Errors
 /// [`CliError::System`] for whatever the system refused.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    let stamps = Stamps::of(std::iter::once(&args.lab).chain(&args.rules));
     let loaded = match load(args) {
         Ok(loaded) => loaded,
         Err(outcome) => return Ok(outcome),
@@ -107,7 +108,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         return Ok(Outcome::Yes);
     }
     let commands = start_commands(&standing, &loaded.model, &teller)?;
-    let watch = Watch::new(loaded.files, move || {
+    let watch = Watch::new(loaded.files, &stamps, move || {
         // The main thread may have ended; then nobody needs to know.
         let _ = tell.send(Event::Touched);
     });
@@ -206,6 +207,9 @@ impl Reloader<'_> {
         // Editors write in several steps; the files are read once they rest.
         const REST: Duration = Duration::from_millis(80);
         let mut touched = false;
+        if watch.missed {
+            self.reload();
+        }
         loop {
             let event = if touched {
                 told.recv_timeout(REST)
