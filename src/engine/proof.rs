@@ -37,6 +37,9 @@ use crate::policy::{DropReason, Policy};
 const ALLOWED: u16 = 61_001;
 /// A port that it doesn't.
 const FORBIDDEN: u16 = 61_002;
+/// The port that the prover sends from. Another than it receives at, or what
+/// goes one way would pass as the answer to what came the other way.
+const SOURCE: u16 = 61_003;
 /// How long all probes together may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// When probes are sent again. The kernel adds the route by which a new IPv6
@@ -149,7 +152,7 @@ impl Prover {
         let prover = self.address_like(probe.address);
         for port in [FORBIDDEN, ALLOWED] {
             let transport = Transport::Udp {
-                source: port,
+                source: SOURCE,
                 destination: port,
             };
             let packet =
