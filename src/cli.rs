@@ -75,6 +75,7 @@ pub enum Command {
     /// Print a completion script for a shell.
     #[command(after_help = "\
 Example:
+  mkdir -p ~/.local/share/bash-completion/completions
   sgwall completions bash > ~/.local/share/bash-completion/completions/sgwall")]
     Completions {
         /// The shell.
@@ -150,7 +151,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Completions { shell } => completions(*shell),
     });
     let outcome = outcome.unwrap_or_else(|error| {
-        eprintln!("sgwall: {error}");
+        output::to_stderr(&format!("sgwall: {error}"));
         error.outcome()
     });
     ExitCode::from(outcome as u8)

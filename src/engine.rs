@@ -22,6 +22,7 @@ use crossbeam::utils::CachePadded;
 use crate::conntrack::{DEFAULT_CAPACITY, FlowTable, Millis};
 use crate::datapath::Datapath;
 use crate::link::Link;
+use crate::model::InterfaceIx;
 use crate::observe::Counters;
 use crate::policy::Policy;
 use worker::Worker;
@@ -109,6 +110,8 @@ struct Shared {
     counters: Counters,
     /// The generation that each worker judges by.
     seen: Vec<CachePadded<AtomicU64>>,
+    /// Whether reading from each link failed the last time.
+    broken: Vec<AtomicBool>,
     stop: AtomicBool,
     started: Instant,
 }
@@ -135,6 +138,7 @@ impl Engine {
             policy: Arc::new(ArcSwap::from_pointee(policy)),
             datapath: Datapath::new(options.max_flows),
             counters: Counters::new(workers, links.len()),
+            broken: links.iter().map(|_| AtomicBool::new(false)).collect(),
             links,
             seen: (0..workers)
                 .map(|_| CachePadded::new(AtomicU64::new(0)))
@@ -209,6 +213,15 @@ impl Engine {
     /// The tracked flows.
     pub fn flows(&self) -> &FlowTable {
         self.shared.datapath.flows()
+    }
+
+    /// Whether a link can't be read any more, as when its device is gone.
+    /// Nothing that its interface sends goes anywhere then.
+    pub fn is_broken(&self, link: InterfaceIx) -> bool {
+        self.shared
+            .broken
+            .get(link.ix())
+            .is_some_and(|broken| broken.load(Ordering::Relaxed))
     }
 
     /// Number of worker threads.

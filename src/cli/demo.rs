@@ -156,9 +156,9 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let finished = !report.live.is_empty();
     report.as_expected = wrong == 0 && finished && report.left_behind.is_empty();
     let total = trials().count();
-    say(&conclusion(&report, total, wrong, finished, paint));
-    if args.format == Format::Json {
-        print_json(&report)?;
+    match args.format {
+        Format::Text => print(&conclusion(&report, total, wrong, finished, paint))?,
+        Format::Json => print_json(&report)?,
     }
     Ok(if report.as_expected {
         Outcome::Yes

@@ -86,6 +86,26 @@ pub(super) fn print(text: &str) -> Result<(), CliError> {
     }
 }
 
+/// Writes a line for whoever listens. A lab goes on when nobody does: a reader
+/// that has gone away must not take it down.
+pub(super) fn to_stdout(line: &str) {
+    write_line(&mut std::io::stdout().lock(), line);
+}
+
+/// Likewise on standard error.
+pub(super) fn to_stderr(line: &str) {
+    write_line(&mut std::io::stderr().lock(), line);
+}
+
+fn write_line(out: &mut dyn std::io::Write, line: &str) {
+    let written = out
+        .write_all(line.as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush());
+    // There is no third place to say that this failed.
+    drop(written);
+}
+
 /// `text` padded to `width` characters.
 pub(super) fn pad(text: &str, width: usize) -> String {
     let missing = width.saturating_sub(text.chars().count());

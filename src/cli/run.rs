@@ -1,10 +1,9 @@
 //! `sgwall run`: bring a lab up, prove it, keep it enforcing, take it down.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use clap::ValueHint;
 use clap::builder::RangedU64ValueParser;
@@ -13,17 +12,17 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::output::Paint;
+use super::output::{Paint, to_stderr, to_stdout};
 use super::standing::Standing;
 use super::{CliError, Format, Outcome, check, signals};
 use crate::config::{self, Loaded};
 use crate::engine::{Options, default_workers};
-use crate::lab::{self, CommandEvent, RunCommands, Session, Stream};
+use crate::lab::{self, CommandEvent, Privilege, RunCommands, Session, Stream};
 use crate::model::Model;
 
 mod watch;
 
-use watch::{Stamps, Watch};
+use watch::{LOOK, Watch};
 
 /// Arguments of `sgwall run`.
 #[derive(Debug, clap::Args)]
@@ -68,8 +67,6 @@ enum Event {
     Stop,
     /// Read the files again, changed or not.
     Reload,
-    /// A watched file may have changed.
-    Touched,
 }
 
 /// Runs the lab until it is told to stop.
@@ -77,7 +74,11 @@ enum Event {
 /// # Errors
 /// [`CliError::System`] for whatever the system refused.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let stamps = Stamps::of(std::iter::once(&args.lab).chain(&args.rules));
+    let files = std::iter::once(&args.lab).chain(&args.rules).cloned();
+    let watch = Watch::new(files.collect());
+    if let Some(file) = watch.irregular() {
+        return Err(CliError::Usage(cannot_reread(file)));
+    }
     let loaded = match load(args) {
         Ok(loaded) => loaded,
         Err(outcome) => return Ok(outcome),
@@ -91,7 +92,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     // Before the first thread: a user namespace can be entered only then.
     lab::prepare()?;
     let (tell, told) = channel::unbounded();
-    let stopping = watch_signals(tell.clone())?;
+    let stopping = watch_signals(tell)?;
     let session = Session::start(&name)?;
     let options = Options {
         workers: args.workers,
@@ -108,17 +109,6 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         return Ok(Outcome::Yes);
     }
     let commands = start_commands(&standing, &loaded.model, &teller)?;
-    let watch = Watch::new(loaded.files, &stamps, move || {
-        // The main thread may have ended; then nobody needs to know.
-        let _ = tell.send(Event::Touched);
-    });
-    if let Err(error) = &watch.started {
-        teller.say(
-            "warning",
-            &format!("can't watch the files ({error}); send SIGHUP after saving"),
-            json!({ "what": error.to_string() }),
-        );
-    }
     let reloader = Reloader {
         args,
         standing: &standing,
@@ -141,18 +131,12 @@ fn load(args: &Args) -> Result<Loaded, Outcome> {
     match config::load(&args.lab, &args.rules) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
-                println!(
-                    "{}",
-                    json!({ "event": "warning", "diagnostics": [warning] })
-                );
+                to_stdout(&json!({ "event": "warning", "diagnostics": [warning] }).to_string());
             }
             Ok(loaded)
         }
         Err(found) => {
-            println!(
-                "{}",
-                json!({ "event": "invalid", "diagnostics": found.to_json() })
-            );
+            to_stdout(&json!({ "event": "invalid", "diagnostics": found.to_json() }).to_string());
             Err(Outcome::No)
         }
     }
@@ -204,30 +188,22 @@ struct Reloader<'a> {
 
 impl Reloader<'_> {
     fn until_stopped(&self, told: &Receiver<Event>, mut watch: Watch) {
-        // Editors write in several steps; the files are read once they rest.
-        const REST: Duration = Duration::from_millis(80);
-        let mut touched = false;
-        if watch.missed {
-            self.reload();
-        }
         loop {
-            let event = if touched {
-                told.recv_timeout(REST)
-            } else {
-                told.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            };
-            match event {
+            let wanted = match told.recv_timeout(LOOK) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Event::Reload) => {
-                    watch.note_contents();
-                    self.reload();
-                }
-                Ok(Event::Touched) => touched = true,
-                Err(RecvTimeoutError::Timeout) => {
-                    touched = false;
-                    if watch.note_contents() {
-                        self.reload();
-                    }
+                Ok(Event::Reload) => true,
+                Err(RecvTimeoutError::Timeout) => watch.look(),
+            };
+            if !wanted {
+                continue;
+            }
+            watch.reading();
+            match watch.irregular() {
+                None => self.reload(),
+                Some(file) => {
+                    let why = cannot_reread(file);
+                    self.standing.appliance.refuse(why.clone());
+                    self.refused(&why, json!({ "why": why }));
                 }
             }
         }
@@ -263,13 +239,21 @@ impl Reloader<'_> {
                 &format!("new rules in force (generation {generation})"),
                 json!({ "generation": generation }),
             ),
-            Err((why, details)) => self.teller.say(
-                "refused",
-                &format!("{why}\nnothing changed: the rules in force stay"),
-                details,
-            ),
+            Err((why, details)) => self.refused(&why, details),
         }
     }
+
+    fn refused(&self, why: &str, details: Value) {
+        let text = format!("{why}\nnothing changed: the rules in force stay");
+        self.teller.say("refused", &text, details);
+    }
+}
+
+fn cannot_reread(file: &Path) -> String {
+    format!(
+        "{} is not a regular file: sgwall reads it again whenever it is saved; write it to a file",
+        file.display()
+    )
 }
 
 /// Tells people, or a program, what happens. Events go to standard error as
@@ -299,13 +283,13 @@ impl Teller {
 
     fn say(&self, event: &str, text: &str, details: Value) {
         match self.format {
-            Format::Text => eprintln!("sgwall: {text}"),
+            Format::Text => to_stderr(&format!("sgwall: {text}")),
             Format::Json => {
                 let mut line = json!({ "event": event });
                 if let (Some(line), Value::Object(details)) = (line.as_object_mut(), details) {
                     line.extend(details);
                 }
-                println!("{line}");
+                to_stdout(&line.to_string());
             }
         }
     }
@@ -330,8 +314,12 @@ impl Teller {
         });
         if unproven.is_empty() {
             let text = format!(
-                "lab {lab} is enforcing: {guarded} of {guarded} interfaces proven, {} entities up in {:.0} ms, proven in {:.0} ms",
+                "lab {lab} is enforcing: {guarded} of {guarded} interfaces proven, {} entities up{} in {:.0} ms, proven in {:.0} ms",
                 model.entities.len(),
+                match standing.lab.privilege() {
+                    Privilege::Root => "",
+                    Privilege::UserNamespace => " in a user namespace",
+                },
                 standing.made_in.as_secs_f64() * 1e3,
                 standing.proven_in.as_secs_f64() * 1e3,
             );
@@ -352,9 +340,11 @@ impl Teller {
         let prefix = format!("{name:>width$} |", width = self.names);
         let prefix = self.paint.tag(n, &prefix);
         match (event, self.format) {
-            (CommandEvent::Line(Stream::Stdout, line), Format::Text) => println!("{prefix} {line}"),
+            (CommandEvent::Line(Stream::Stdout, line), Format::Text) => {
+                to_stdout(&format!("{prefix} {line}"));
+            }
             (CommandEvent::Line(Stream::Stderr, line), Format::Text) => {
-                eprintln!("{prefix} {line}");
+                to_stderr(&format!("{prefix} {line}"));
             }
             (CommandEvent::Line(stream, line), Format::Json) => {
                 let stream = match stream {

@@ -171,6 +171,15 @@ struct Owner<'a> {
     key: Span,
 }
 
+/// Whether `inet_aton` would read it as an address in one number: decimal,
+/// octal or hexadecimal.
+fn reads_as_number(name: &str) -> bool {
+    match name.strip_prefix("0x") {
+        Some(hex) => hex.bytes().all(|b| b.is_ascii_hexdigit()),
+        None => name.bytes().all(|b| b.is_ascii_digit()),
+    }
+}
+
 fn check_entity_name(report: &mut Report, entry: &Entry<'_>) {
     let name = entry.name;
     let label = !name.is_empty()
@@ -186,6 +195,8 @@ fn check_entity_name(report: &mut Report, entry: &Entry<'_>) {
         "every host calls itself `localhost`; choose another name"
     } else if name.starts_with("eni-") {
         "`eni-…` is the id of an interface; choose another name"
+    } else if reads_as_number(name) {
+        "programs take a number for an address (`ping 123` pings 0.0.0.123); begin with a letter"
     } else {
         return;
     };

@@ -12,7 +12,7 @@ impl Report {
     /// clears them.
     pub(super) fn cidr(&mut self, node: &Node, what: &str) -> Option<IpNet> {
         let text = self.text(node, what, "`10.0.0.0/16`")?;
-        let Ok(net) = text.parse::<IpNet>() else {
+        let Some(net) = parse_net(text) else {
             let help = cidr_help(text);
             self.error(
                 node.span,
@@ -66,6 +66,24 @@ impl Report {
     }
 }
 
+fn has_leading_zero(address: &str) -> bool {
+    address
+        .split('.')
+        .any(|octet| octet.len() > 1 && octet.starts_with('0'))
+}
+
+/// Reads a block strictly. `ipnet`'s own reader takes an octet with a leading
+/// zero for decimal, where other programs read octal.
+pub(super) fn parse_net(text: &str) -> Option<IpNet> {
+    let (address, prefix) = text.split_once('/')?;
+    let plain = prefix.bytes().all(|b| b.is_ascii_digit())
+        && (prefix.len() == 1 || !prefix.starts_with('0'));
+    if !plain {
+        return None;
+    }
+    IpNet::new(address.parse().ok()?, prefix.parse().ok()?).ok()
+}
+
 /// What to write instead of a text that is no CIDR block.
 pub(super) fn cidr_help(text: &str) -> String {
     let (address, prefix) = match text.split_once('/') {
@@ -88,6 +106,9 @@ pub(super) fn cidr_help(text: &str) -> String {
             ) =>
         {
             "write `0.0.0.0/0` for every IPv4 address, `::/0` for every IPv6 address".into()
+        }
+        (Err(_), Some(_)) if has_leading_zero(address) => {
+            "write the address without leading zeros: some programs read them as octal".into()
         }
         (Err(_), _) => "write a block such as `10.0.0.0/16` or `2001:db8::/56`".into(),
     }

@@ -238,7 +238,7 @@ impl RuleReader<'_> {
                 span: node.span,
             });
         }
-        let Ok(net) = text.parse::<IpNet>() else {
+        let Some(net) = parse_net(text) else {
             let help = self.peer_help(text);
             report
                 .error(

@@ -118,8 +118,8 @@ pub struct RuleView {
     pub place: String,
     /// The file alone.
     pub file: String,
-    /// The line alone, from 1; 0 for AWS's defaults.
-    pub line: u32,
+    /// The line alone, from 1; `None` for AWS's defaults.
+    pub line: Option<u32>,
 }
 
 /// A rule that didn't cover.
@@ -160,7 +160,7 @@ impl From<&CompiledRule> for RuleView {
             description: rule.description.clone(),
             place: rule.place.to_string(),
             file: rule.place.file.to_string(),
-            line: rule.place.line,
+            line: (!rule.place.is_implied()).then_some(rule.place.line),
         }
     }
 }

@@ -155,7 +155,7 @@ impl Appliance {
                         };
                         interface.groups().iter().map(name).cloned().collect()
                     }),
-                    proof: self.proofs.get(at.ix()).cloned().unwrap_or(Proof::Pending),
+                    proof: self.proof(at),
                     packets_in: traffic.packets_in,
                     bytes_in: traffic.bytes_in,
                     packets_out: traffic.packets_out,
@@ -171,7 +171,7 @@ impl Appliance {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_ms: u64::try_from(self.engine.uptime().as_millis()).unwrap_or(u64::MAX),
-            enforcing: self.proofs.iter().all(Proof::holds),
+            enforcing: policy.interfaces().all(|(at, _)| self.proof(at).holds()),
             workers: self.engine.workers(),
             policy: PolicyStatus {
                 generation: policy.generation(),
@@ -185,6 +185,16 @@ impl Appliance {
             },
             interfaces,
         }
+    }
+
+    /// What was proven of an interface, unless its device has gone since.
+    fn proof(&self, at: InterfaceIx) -> Proof {
+        if self.engine.is_broken(at) {
+            return Proof::Unproven {
+                why: "its device is gone, nothing passes".to_owned(),
+            };
+        }
+        self.proofs.get(at.ix()).cloned().unwrap_or(Proof::Pending)
     }
 
     fn declared(&self) -> MutexGuard<'_, Declared> {

@@ -138,8 +138,14 @@ impl Prover {
         self.collect(engine, &mut probes);
         for probe in &probes {
             if let Some(failed) = probe.failed_check(engine) {
+                let drops = engine.counters().traffic(probe.at).drops;
+                let full = if drops[DropReason::FlowTableFull as usize] > 0 {
+                    "; the flow table was full, allow more flows"
+                } else {
+                    ""
+                };
                 proofs[probe.at.ix()] = Proof::Unproven {
-                    why: format!("{failed} ({})", probe.address),
+                    why: format!("{failed} ({}{full})", probe.address),
                 };
             } else if proofs[probe.at.ix()] == Proof::Pending {
                 proofs[probe.at.ix()] = Proof::Proven;

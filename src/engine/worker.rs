@@ -176,8 +176,9 @@ impl Worker {
             ErrorKind::WouldBlock => Left::Nothing,
             ErrorKind::Interrupted => Left::More,
             _ => {
-                // The device is gone or down. Nothing passes it any more; mio
-                // tells if that changes.
+                // The device is gone. Nothing passes it any more, and the status
+                // says so.
+                self.shared.broken[link].store(true, Ordering::Relaxed);
                 tracing::warn!(link, %error, "reading from a link failed");
                 Left::Nothing
             }

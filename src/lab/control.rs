@@ -145,7 +145,14 @@ impl Client {
             }
             let mut chunk = [0; 16 << 10];
             let count = receive_with_fds(&self.stream, &mut chunk, &mut fds).map_err(|error| {
-                LabError::system(format!("hear from lab '{}'", self.lab), error)
+                let what = format!("hear from lab '{}'", self.lab);
+                match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                        let text = format!("it does not answer within {PATIENCE:?}");
+                        LabError::system(what, io::Error::new(io::ErrorKind::TimedOut, text))
+                    }
+                    _ => LabError::system(what, error),
+                }
             })?;
             if count == 0 {
                 return Err(LabError::Protocol("it ended the connection".into()));

@@ -1,71 +1,79 @@
-//! Notices that files were saved. Directories are watched, not files: editors
-//! and Kubernetes put a new file in the old one's place.
+//! Notices that files were saved, by looking at them several times a second.
+//! That is dull, costs next to nothing, and sees through everything that a
+//! watch on directories misses: links into other directories, directories that
+//! are moved away, file systems that send no events.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+/// Time between two looks.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
+/// A file that is written all the time is read after this many looks, though
+/// it never rests.
+const MOST_LOOKS: u32 = 5;
 
-/// Watches some files until it is dropped.
+/// The files of a lab, and how they were when they were last read.
+#[derive(Debug)]
 pub(super) struct Watch {
-    /// Whether the system lets us watch; if not, nothing is ever noticed.
-    pub(super) started: Result<(), notify::Error>,
-    /// Whether a file was changed before the watch began.
-    pub(super) missed: bool,
     files: Vec<PathBuf>,
-    contents: Vec<Option<Vec<u8>>>,
-    _watcher: Option<RecommendedWatcher>,
+    read: Stamps,
+    last_look: Stamps,
+    restless: u32,
 }
 
 impl Watch {
-    /// Calls `touched` whenever something happens beside one of `files`,
-    /// which had the stamps `read` before they were read.
-    pub(super) fn new(
-        files: Vec<PathBuf>,
-        read: &Stamps,
-        touched: impl Fn() + Send + 'static,
-    ) -> Self {
-        let (started, watcher) = match watch(&files, touched) {
-            Ok(watcher) => (Ok(()), Some(watcher)),
-            Err(error) => (Err(error), None),
-        };
-        // In this order: a change before the contents are taken shows in the
-        // stamps, and one after that is heard of and differs from the contents.
-        let contents = files.iter().map(|file| std::fs::read(file).ok()).collect();
-        let missed = Stamps::of(&files) != *read;
+    /// Files that are about to be read for the first time.
+    pub(super) fn new(files: Vec<PathBuf>) -> Self {
+        let read = Stamps::of(&files);
         Self {
-            started,
-            missed,
             files,
-            contents,
-            _watcher: watcher,
+            last_look: read.clone(),
+            read,
+            restless: 0,
         }
     }
 
-    /// Reads the files; whether one differs from the last time.
-    pub(super) fn note_contents(&mut self) -> bool {
-        let now: Vec<_> = self
-            .files
+    /// Looks at the files: whether they should be read again, being others
+    /// than those read and, as editors write in several steps, at rest.
+    pub(super) fn look(&mut self) -> bool {
+        let now = Stamps::of(&self.files);
+        let at_rest = now == self.last_look;
+        self.last_look = now;
+        if self.last_look == self.read {
+            self.restless = 0;
+            return false;
+        }
+        self.restless += 1;
+        at_rest || self.restless >= MOST_LOOKS
+    }
+
+    /// Takes note that the files are read now: called before, so that a change
+    /// during the reading is seen afterwards.
+    pub(super) fn reading(&mut self) {
+        self.read = Stamps::of(&self.files);
+        self.restless = 0;
+    }
+
+    /// A file that can't be read again and again, because it is a pipe or
+    /// something else that only looks like a file.
+    pub(super) fn irregular(&self) -> Option<&PathBuf> {
+        self.files
             .iter()
-            .map(|file| std::fs::read(file).ok())
-            .collect();
-        let changed = now != self.contents;
-        self.contents = now;
-        changed
+            .find(|file| std::fs::metadata(file).is_ok_and(|found| !found.is_file()))
     }
 }
 
-/// What changes when a file is saved. Cheaper than the contents, and harmless
-/// to files that can be read only once.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stamps(Vec<Option<Stamp>>);
+/// What changes when a file is saved. Cheaper than the contents, and reading it
+/// never waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamps(Vec<Option<Stamp>>);
 
 /// Device, inode, size, and the times of the last change.
 type Stamp = (u64, u64, u64, [i64; 4]);
 
 impl Stamps {
-    pub(super) fn of<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Self {
+    fn of(files: &[PathBuf]) -> Self {
         let stamp = |file: &PathBuf| {
             let found = std::fs::metadata(file).ok()?;
             let times = [
@@ -76,49 +84,69 @@ impl Stamps {
             ];
             Some((found.dev(), found.ino(), found.size(), times))
         };
-        Self(files.into_iter().map(stamp).collect())
+        Self(files.iter().map(stamp).collect())
     }
-}
-
-fn watch(
-    files: &[PathBuf],
-    touched: impl Fn() + Send + 'static,
-) -> Result<RecommendedWatcher, notify::Error> {
-    let mut watcher =
-        notify::recommended_watcher(move |event: Result<notify::Event, notify::Error>| {
-            // Reading a file is an event too; it must not lead to reading again.
-            if event.map_or(true, |event| !event.kind.is_access()) {
-                touched();
-            }
-        })?;
-    let directories: BTreeSet<&Path> = files
-        .iter()
-        .map(|file| match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        })
-        .collect();
-    for directory in directories {
-        watcher.watch(directory, RecursiveMode::NonRecursive)?;
-    }
-    Ok(watcher)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
-    #[test]
-    fn a_change_between_reading_and_watching_is_not_missed() {
+    fn watched() -> (tempfile::TempDir, PathBuf, Watch) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("lab.yaml");
-        std::fs::write(&file, "one").unwrap();
-        let before = Stamps::of([&file]);
-        let watch = |before| Watch::new(vec![file.clone()], before, || {});
-        assert!(!watch(&before).missed);
-        std::fs::write(&file, "three").unwrap();
-        assert!(watch(&before).missed);
-        std::fs::remove_file(&file).unwrap();
-        assert!(watch(&before).missed);
+        fs::write(&file, "one").unwrap();
+        let watch = Watch::new(vec![file.clone()]);
+        (dir, file, watch)
+    }
+
+    #[test]
+    fn a_saved_file_is_noticed_once_it_rests_and_once_only() {
+        let (_dir, file, mut watch) = watched();
+        assert!(!watch.look());
+        fs::write(&file, "three").unwrap();
+        assert!(!watch.look(), "it may still be written to");
+        assert!(watch.look());
+        watch.reading();
+        assert!(!watch.look());
+        assert!(!watch.look());
+    }
+
+    #[test]
+    fn a_file_that_never_rests_is_read_all_the_same() {
+        let (_dir, file, mut watch) = watched();
+        let noticed = (0..MOST_LOOKS).any(|n| {
+            fs::write(&file, "x".repeat(10 + n as usize)).unwrap();
+            watch.look()
+        });
+        assert!(noticed);
+    }
+
+    #[test]
+    fn a_file_put_in_its_place_or_behind_a_link_is_noticed() {
+        let (dir, file, mut watch) = watched();
+        let other = dir.path().join("other");
+        fs::write(&other, "one").unwrap();
+        fs::rename(&other, &file).unwrap();
+        assert!(!watch.look() && watch.look(), "replaced");
+
+        let link = dir.path().join("link.yaml");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let mut watch = Watch::new(vec![link]);
+        fs::write(&file, "three").unwrap();
+        assert!(!watch.look() && watch.look(), "behind a link");
+        watch.reading();
+        fs::remove_file(&file).unwrap();
+        assert!(!watch.look() && watch.look(), "gone");
+    }
+
+    #[test]
+    fn what_only_looks_like_a_file_is_told_apart() {
+        let (dir, _, watch) = watched();
+        assert_eq!(watch.irregular(), None);
+        let directory = dir.path().to_path_buf();
+        let watch = Watch::new(vec![directory.clone()]);
+        assert_eq!(watch.irregular(), Some(&directory));
     }
 }
