@@ -72,7 +72,11 @@ pub(super) fn load_or_report(
         (Ok(_), Format::Json) => {}
         (Err(found), Format::Text) => {
             print_text(found);
-            eprintln!("\n{}: invalid: {}", names(lab, rules).join(" + "), count(found));
+            eprintln!(
+                "\n{}: invalid: {}",
+                names(lab, rules).join(" + "),
+                count(found)
+            );
         }
         (Err(found), Format::Json) => {
             let answer = json!({

@@ -21,8 +21,8 @@ const NOT_EXECUTABLE: i32 = 126;
 #[command(after_help = "\
 Inside, every entity of the lab resolves by its name, and SGWALL_LAB and \
 SGWALL_ENTITY say where the command is. The exit code is the command's; 127 \
-and 126 mean that it was not found or can't be run, 3 that no lab could be \
-entered.
+and 126 mean that it was not found or can't be run, 2 that it is unclear which \
+lab or that there is no such entity, 3 that no lab could be entered.
 
 Examples:
   sgwall exec web-1 -- curl http://db:5432

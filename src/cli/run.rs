@@ -16,7 +16,7 @@ use super::output::{Paint, to_stderr, to_stdout};
 use super::standing::Standing;
 use super::{CliError, Format, Outcome, check, signals};
 use crate::config::{self, Loaded};
-use crate::engine::{Options, default_workers};
+use crate::engine::{Options, ReplaceError, default_workers};
 use crate::lab::{self, CommandEvent, Privilege, RunCommands, Session, Stream};
 use crate::model::Model;
 
@@ -222,9 +222,17 @@ impl Reloader<'_> {
                         json!({ "diagnostics": [warning] }),
                     );
                 }
-                appliance.replace(model).map_err(|error| {
-                    let what = error.to_string();
-                    (what.clone(), json!({ "why": what }))
+                appliance.replace(model).map_err(|error| match error {
+                    ReplaceError::Topology(change) => {
+                        let why = change.to_string();
+                        (why.clone(), json!({ "why": why }))
+                    }
+                    ReplaceError::Engine(error) => {
+                        let why = format!(
+                            "{error}; the other workers judge by the new rules: start the lab again"
+                        );
+                        (why.clone(), json!({ "why": why, "stuck": true }))
+                    }
                 })
             }
             Err(found) => {
@@ -244,7 +252,11 @@ impl Reloader<'_> {
     }
 
     fn refused(&self, why: &str, details: Value) {
-        let text = format!("{why}\nnothing changed: the rules in force stay");
+        let text = if details.get("stuck").is_some() {
+            why.to_owned()
+        } else {
+            format!("{why}\nnothing changed: the rules in force stay")
+        };
         self.teller.say("refused", &text, details);
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
 use super::groups::{Family, Names, find_group, find_list, read_description};
-use super::net::cidr_help;
+use super::net::{cidr_help, parse_net};
 use super::reader::{Fields, decimal, is_id};
 use super::source::Span;
 use super::suggest::nearest;
