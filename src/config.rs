@@ -21,6 +21,7 @@ mod addresses;
 mod diagnostic;
 mod entities;
 mod groups;
+mod names;
 mod net;
 mod reader;
 mod rules;
@@ -35,7 +36,7 @@ pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
 
 use diagnostic::{Report, printable};
 use entities::Scope;
-use groups::Names;
+use names::Names;
 use reader::Entry;
 use source::{Source, Span};
 use vpc::VpcDecl;

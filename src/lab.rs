@@ -25,6 +25,7 @@ mod enter;
 mod error;
 mod gate;
 mod hosts;
+mod identity;
 mod namespace;
 mod netlink;
 mod netns;
@@ -37,8 +38,9 @@ pub use commands::{CommandEvent, RunCommands, Stream};
 pub use enter::{ENTITY_VARIABLE, Entry, LAB_VARIABLE, die_with_parent};
 pub use error::LabError;
 pub use gate::Gate;
+pub use identity::Privilege;
 pub use namespace::Namespace;
-pub use privilege::{Privilege, prepare};
+pub use privilege::prepare;
 pub use session::{RunningLab, STATE_DIR_VARIABLE, Session};
 
 use attach::{Attached, Plan};
@@ -67,7 +69,7 @@ impl Lab {
     /// # Errors
     /// The first refusal of the system, after everything made so far is gone.
     pub fn up(session: Session, model: &Model) -> Result<Self, LabError> {
-        let privilege = privilege::identity().privilege;
+        let privilege = identity::identity().privilege;
         let mut leftovers = Leftovers::default();
         let mut plans = Vec::with_capacity(model.entities.len());
         for (i, entity) in model.entities.iter().enumerate() {

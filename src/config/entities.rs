@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::diagnostic::{Report, quoted};
-use super::groups::{Names, find_group};
+use super::names::{Names, check_entity_name, find_group};
 use super::reader::{Entry, Fields, decimal, list_of};
 use super::source::Span;
 use super::suggest::nearest;
@@ -23,8 +23,6 @@ const MAX_ENTITIES: usize = 5000;
 const MAX_INTERFACES: usize = 15;
 /// Most groups on one interface (aws-semantics §5).
 const MAX_GROUPS: usize = 16;
-/// Longest DNS label (RFC 1035 §2.3.4).
-const MAX_NAME: usize = 63;
 
 const KINDS: [&str; 5] = ["ec2", "rds", "elb", "ecs", "external"];
 /// Keys that describe one interface of the VPC.
@@ -169,43 +167,6 @@ struct Owner<'a> {
     kind: EntityKind,
     ix: EntityIx,
     key: Span,
-}
-
-/// Whether `inet_aton` would read it as an address in one number: decimal,
-/// octal or hexadecimal.
-fn reads_as_number(name: &str) -> bool {
-    match name.strip_prefix("0x") {
-        Some(hex) => hex.bytes().all(|b| b.is_ascii_hexdigit()),
-        None => name.bytes().all(|b| b.is_ascii_digit()),
-    }
-}
-
-fn check_entity_name(report: &mut Report, entry: &Entry<'_>) {
-    let name = entry.name;
-    let label = !name.is_empty()
-        && name.len() <= MAX_NAME
-        && name
-            .bytes()
-            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        && !name.starts_with('-')
-        && !name.ends_with('-');
-    let help = if !label {
-        "use lower-case letters, digits and inner hyphens, at most 63: the name is the entity's host name"
-    } else if name == "localhost" {
-        "every host calls itself `localhost`; choose another name"
-    } else if name.starts_with("eni-") {
-        "`eni-…` is the id of an interface; choose another name"
-    } else if reads_as_number(name) {
-        "programs take a number for an address (`ping 123` pings 0.0.0.123); begin with a letter"
-    } else {
-        return;
-    };
-    report
-        .error(
-            entry.key,
-            format!("{} can't be the name of an entity", quoted(name)),
-        )
-        .help(help);
 }
 
 fn read_kind(

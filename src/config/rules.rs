@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
-use super::groups::{Family, Names, find_group, find_list, read_description};
+use super::names::{Family, Names, find_group, find_list, read_description};
 use super::net::{cidr_help, parse_net};
 use super::reader::{Fields, decimal, is_id};
 use super::source::Span;

@@ -13,7 +13,7 @@ use nix::libc;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::privilege::identity;
+use super::identity::identity;
 use super::{LabError, Privilege, netns, processes};
 
 /// Environment variable that overrides where run-state is kept.
