@@ -3,10 +3,10 @@
 //! events are read from standard output, and clients and servers run inside
 //! the entities.
 //!
-//! The tests run as root. Where that can't be had they fail, unless
-//! `SGWALL_TESTS_WITHOUT_NAMESPACES=1` says that they need not run. Some need
-//! programs of other people (PostgreSQL, iperf3, ping, curl, ip); a missing
-//! one is a failure that names its Debian package.
+//! They run as root, and as an ordinary user who may open `/dev/net/tun`: each
+//! test in a user namespace then. Where neither is to be had they fail, unless
+//! `SGWALL_TESTS_WITHOUT_NAMESPACES=1` says that they need not run. They need
+//! no program that a bare Debian lacks; those that do are in `programs.rs`.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -24,8 +24,8 @@ mod net;
 mod ordinary_user;
 #[path = "scenarios/pairs.rs"]
 mod pairs;
-#[path = "scenarios/postgres.rs"]
-mod postgres;
+#[path = "scenarios/privilege.rs"]
+mod privilege;
 #[path = "scenarios/reload.rs"]
 mod reload;
 #[path = "scenarios/robustness.rs"]

@@ -126,7 +126,9 @@ pub fn bound(lab: &str) -> Vec<PathBuf> {
 }
 
 pub fn own_program() -> Command {
-    command(&std::env::current_exe().unwrap())
+    // Not `current_exe`: in a mount namespace made since, its path is cut short
+    // where the program's file system is not the root's.
+    command(Path::new("/proc/self/exe"))
 }
 
 pub fn sgwall_path() -> PathBuf {

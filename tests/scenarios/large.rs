@@ -6,13 +6,14 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 
 use crate::net::{self, SILENCE, Seen};
-use crate::support::{Lab, Start, bound, namespaces};
+use crate::privilege::namespaces;
+use crate::support::{Lab, Start, bound};
 
 const ENTITIES: usize = 200;
 
 #[test]
 fn a_lab_of_200_entities_comes_up_is_proven_and_goes_down() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let text = lab_of(ENTITIES);

@@ -10,9 +10,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::net::{self, Pinger, SILENCE, Seen};
+use crate::privilege::namespaces;
 use crate::support::{
-    DUAL_STACK, Lab, Process, SGWALL, Start, THREE_TIER, bound, leftovers, namespaces, need,
-    processes_of, succeed, unique_name, wait_until, words,
+    DUAL_STACK, Lab, Process, Start, THREE_TIER, bound, leftovers, processes_of, program, succeed,
+    unique_name, wait_until, words,
 };
 
 /// Two hosts that may ping each other, one of which runs a command.
@@ -28,7 +29,7 @@ entities:
 
 #[test]
 fn ctrl_c_and_sigterm_take_everything_down() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -54,7 +55,7 @@ fn ctrl_c_and_sigterm_take_everything_down() {
 
 #[test]
 fn after_kill_9_nothing_forwards_and_the_next_run_cleans_up() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let text = PAIR.replace("RUN", "echo started; exec sleep 1000");
@@ -110,7 +111,7 @@ fn after_kill_9_nothing_forwards_and_the_next_run_cleans_up() {
 
 #[test]
 fn a_name_can_run_only_once() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let lab = Lab::up(THREE_TIER);
@@ -135,7 +136,7 @@ fn a_name_can_run_only_once() {
 
 #[test]
 fn output_of_run_commands_bears_the_entity_s_name() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let text = PAIR.replace("RUN", "echo hello; echo trouble >&2; exit 7");
@@ -166,7 +167,7 @@ fn output_of_run_commands_bears_the_entity_s_name() {
 
 #[test]
 fn events_of_run_commands_are_json_for_programs() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let lab = Lab::up(&PAIR.replace("RUN", "echo out; echo err >&2; exit 3"));
@@ -196,7 +197,7 @@ fn events_of_run_commands_are_json_for_programs() {
 
 #[test]
 fn exec_passes_exit_codes_and_refuses_what_it_cannot_do() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let lab = Lab::up(THREE_TIER);
@@ -215,14 +216,14 @@ fn exec_passes_exit_codes_and_refuses_what_it_cannot_do() {
     assert_eq!(code, Some(2), "{why}");
     assert!(why.contains("bd") && why.contains("web-1"), "{why}");
 
-    let nowhere = Command::new(SGWALL)
+    let nowhere = Command::new(program())
         .args(["exec", "--lab", &unique_name(), "db", "--", "true"])
         .env("SGWALL_STATE_DIR", &lab.state)
         .output()
         .unwrap();
     assert_eq!(nowhere.status.code(), Some(3), "{}", words(&nowhere));
     let empty = tempfile::tempdir().unwrap();
-    let nowhere = Command::new(SGWALL)
+    let nowhere = Command::new(program())
         .args(["exec", "db", "--", "true"])
         .env("SGWALL_STATE_DIR", empty.path())
         .env_remove("SGWALL_LAB")
@@ -231,7 +232,7 @@ fn exec_passes_exit_codes_and_refuses_what_it_cannot_do() {
     assert_eq!(nowhere.status.code(), Some(3), "{}", words(&nowhere));
     // The only lab that runs need not be named.
     succeed(
-        Command::new(SGWALL)
+        Command::new(program())
             .args(["exec", "db", "--", "true"])
             .env("SGWALL_STATE_DIR", &lab.state)
             .env_remove("SGWALL_LAB"),
@@ -241,7 +242,7 @@ fn exec_passes_exit_codes_and_refuses_what_it_cannot_do() {
 
 #[test]
 fn names_and_environment_are_there_in_every_entity() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     for (text, internet, hidden) in [
@@ -254,7 +255,9 @@ fn names_and_environment_are_there_in_every_entity() {
             let script = "echo $SGWALL_ENTITY $SGWALL_LAB; for name; do getent ahosts $name >/dev/null && echo $name; done; :";
             let names: Vec<&str> = model.entities.iter().map(|entity| &*entity.name).collect();
             let command = [&["sh", "-c", script, "sh"], names.as_slice()].concat();
-            let said = succeed(&mut lab.exec(&viewer.name, &command));
+            // No name server answers in there, and none is waited for.
+            let quick = ("RES_OPTIONS", "timeout:1 attempts:1");
+            let said = succeed(lab.exec(&viewer.name, &command).env(quick.0, quick.1));
             let visible: Vec<&str> = names
                 .iter()
                 .copied()
@@ -268,25 +271,8 @@ fn names_and_environment_are_there_in_every_entity() {
 }
 
 #[test]
-fn ip_netns_knows_the_namespaces() {
-    if !namespaces() {
-        return;
-    }
-    need("ip", "iproute2");
-    let lab = Lab::up(THREE_TIER);
-    for entity in ["client", "lb", "web-1", "web-2", "db"] {
-        let name = format!("sgwall-{}-{entity}", lab.name);
-        succeed(Command::new("ip").args(["netns", "exec", &name, "true"]));
-    }
-    let name = format!("sgwall-{}-db", lab.name);
-    let shown = succeed(Command::new("ip").args(["-n", &name, "-o", "addr", "show", "eth0"]));
-    assert!(shown.contains("10.0.3.10/24"), "{shown}");
-    lab.down();
-}
-
-#[test]
 fn many_labs_run_beside_each_other() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     // The same addresses in each: nothing of one is seen in the other.

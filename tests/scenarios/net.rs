@@ -1,5 +1,6 @@
 //! Clients and servers of the tests' own. They act in the namespace of the
 //! thread that calls them.
+#![allow(dead_code, reason = "each test target uses a part")]
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

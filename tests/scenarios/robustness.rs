@@ -7,13 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use crate::net::{self, Seen, checksum, raw_ipv4, send_raw};
-use crate::support::{DUAL_STACK, Lab, THREE_TIER, at, drops, namespaces, wait_until};
+use crate::privilege::namespaces;
+use crate::support::{DUAL_STACK, Lab, THREE_TIER, at, drops, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn garbage_on_the_control_socket_disturbs_nobody() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let lab = Lab::up(THREE_TIER);
@@ -129,7 +130,7 @@ fn garbage_on_the_control_socket_disturbs_nobody() {
 
 #[test]
 fn hostile_frames_are_dropped_and_counted_under_their_names() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let lab = Lab::up(THREE_TIER);
@@ -207,7 +208,7 @@ fn hostile_frames_are_dropped_and_counted_under_their_names() {
 
 #[test]
 fn ipv6_multicast_is_dropped_and_counted() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let lab = Lab::up(DUAL_STACK);
@@ -228,7 +229,7 @@ fn ipv6_multicast_is_dropped_and_counted() {
 
 #[test]
 fn a_flood_of_forbidden_packets_does_not_stop_allowed_ones() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let lab = Lab::up(THREE_TIER);

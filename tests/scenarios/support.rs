@@ -1,6 +1,8 @@
 //! A lab run by the real program, as the tests see it: started, waited for,
 //! asked, taken down, and looked for leftovers of.
+#![allow(dead_code, reason = "each test target uses a part")]
 
+use std::env;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -20,8 +22,6 @@ use serde_json::Value;
 /// How long anything that must come is waited for. Far more than it takes: a
 /// busy machine is no failure.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// The program under test.
-pub const SGWALL: &str = env!("CARGO_BIN_EXE_sgwall");
 /// The lab of most tests.
 pub const THREE_TIER: &str = include_str!("../../configs/three-tier.yaml");
 /// A lab of both families.
@@ -71,26 +71,17 @@ struct Written {
     ended: bool,
 }
 
-/// Whether labs can be had. Panics if not, unless the environment says that
-/// the tests need not run.
-pub fn namespaces() -> bool {
-    if nix::unistd::geteuid().is_root() && File::options().write(true).open("/dev/net/tun").is_ok()
-    {
-        return true;
-    }
-    if std::env::var_os("SGWALL_TESTS_WITHOUT_NAMESPACES").is_some_and(|value| value == "1") {
-        eprintln!("not run: no root, or no /dev/net/tun");
-        return false;
-    }
-    panic!(
-        "real-packet tests need root and /dev/net/tun (set SGWALL_TESTS_WITHOUT_NAMESPACES=1 to do without them)"
-    );
+/// The program under test: cargo's, unless the environment names another,
+/// where the user who runs the tests may not read cargo's.
+pub fn program() -> PathBuf {
+    env::var_os("SGWALL_TEST_PROGRAM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_sgwall").into(), PathBuf::from)
 }
 
 /// Panics if `program` is missing, and names the package that has it.
 pub fn need(program: &str, package: &str) {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|dir| dir.join(program).is_file());
     assert!(
@@ -187,7 +178,7 @@ impl Lab {
 
     /// `sgwall SUBCOMMAND`, told where this lab is.
     pub fn sgwall(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(SGWALL);
+        let mut command = Command::new(program());
         command
             .arg(subcommand)
             .env("SGWALL_STATE_DIR", &self.state)
@@ -459,6 +450,14 @@ pub fn at<'a>(status: &'a Value, interface: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no interface {interface} in {status}"))
 }
 
+/// The text of a lab file without the rules that are so described.
+pub fn without_rules(text: &str, described: &[&str]) -> String {
+    let is_deleted = |line: &str| described.iter().any(|it| line.contains(it));
+    let kept: Vec<&str> = text.lines().filter(|line| !is_deleted(line)).collect();
+    assert_eq!(kept.len() + described.len(), text.lines().count());
+    kept.join("\n") + "\n"
+}
+
 /// What a command wrote, for failures.
 pub fn words(output: &Output) -> String {
     format!(
@@ -534,10 +533,16 @@ pub fn processes_of(name: &str) -> Vec<(i32, String)> {
 }
 
 fn spawn(start: &Start<'_>, name: &str, config: &Path, state: &Path) -> Process {
-    let program = start.through.iter().map(String::as_str).chain([SGWALL]);
-    let words: Vec<&str> = program.collect();
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).arg("run").arg(config);
+    let program = program();
+    let mut command = match start.through.split_first() {
+        Some((first, others)) => {
+            let mut command = Command::new(first);
+            command.args(others).arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
+    command.arg("run").arg(config);
     command.args(["--name", name]).args(&start.arguments);
     if start.json {
         command.args(["--format", "json"]);

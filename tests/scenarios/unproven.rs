@@ -12,9 +12,8 @@ use sgwall::model::Model;
 use sgwall::observe::{Check, Proof};
 
 use crate::net::checksum;
-use crate::support::{
-    Lab, Start, at, bound, leftovers, namespaces, need, unique_name, wait_until, words,
-};
+use crate::privilege::namespaces;
+use crate::support::{Lab, Start, at, bound, leftovers, need, unique_name, wait_until, words};
 
 /// Where the proof's packets go; see `sgwall::engine::proof`.
 const ALLOWED: u16 = 61_001;
@@ -81,7 +80,7 @@ impl Link for Saboteur {
 
 #[test]
 fn every_way_of_not_enforcing_is_found_out_and_named() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     let sabotages = [
@@ -151,7 +150,7 @@ fn every_way_of_not_enforcing_is_found_out_and_named() {
 
 #[test]
 fn run_ends_with_3_where_interfaces_cannot_be_proven_unless_told_otherwise() {
-    if !namespaces() {
+    if !namespaces!() {
         return;
     }
     need("prlimit", "util-linux");
