@@ -35,7 +35,7 @@ pub mod status;
     propagate_version = true,
     after_help = "\
 Start here:
-  sgwall demo                          a lab that explains itself, in half a minute
+  sgwall demo                          a lab that explains itself, in seconds
   sgwall run configs/three-tier.yaml   a lab to work with
 
 Exit codes: 0 allowed, valid, as expected; 1 denied, invalid, not as expected;

@@ -336,6 +336,14 @@ impl Teller {
                 standing.proven_in.as_secs_f64() * 1e3,
             );
             self.say("enforcing", &text, details);
+            if self.format == Format::Text
+                && let Some(entity) = model.entities.first()
+            {
+                to_stderr(&format!(
+                    "  sgwall exec {} -- COMMAND   sgwall status   save the file to change rules   Ctrl-C ends",
+                    entity.name
+                ));
+            }
         } else {
             let mut text = format!(
                 "lab {lab} is NOT enforcing: {} of {guarded} interfaces could not be proven",
