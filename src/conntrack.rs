@@ -103,7 +103,10 @@ impl FlowTable {
         // A connection attempt on the ports of a closed connection is a new
         // flow, judged by the rules. The guard above is gone by now: removing
         // under it would deadlock.
-        if reopens && self.flows.remove(key).is_some() {
+        let closed = |_: &FlowKey, flow: &Flow| {
+            State::from_bits(key.protocol, flow.state.load(Ordering::Relaxed)).is_closed()
+        };
+        if reopens && self.flows.remove_if(key, closed).is_some() {
             self.entries.fetch_sub(1, Ordering::Relaxed);
         }
         None
@@ -226,6 +229,13 @@ impl Flow {
             // leave the cache line clean is worth the look.
             if self.expires.load(Ordering::Relaxed) != expires {
                 self.expires.store(expires, Ordering::Relaxed);
+                // Another worker may have closed the connection between the
+                // look at the state and this store; the earlier end counts.
+                let state = State::from_bits(packet.protocol, self.state.load(Ordering::Relaxed));
+                if state.is_closed() {
+                    let end = now.0.saturating_add(state.timeout(tracking));
+                    self.expires.fetch_min(end, Ordering::Relaxed);
+                }
             }
             return;
         }

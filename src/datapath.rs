@@ -237,8 +237,11 @@ impl Datapath {
             interface: sender,
             at: from,
             direction: Direction::Egress,
+            peer_is_itself: true,
         };
         verdict.egress = self.pass_groups(at, &packet, now, recorder)?;
+
+        let source_is_own = sender.has(packet.source);
 
         // 4. The way, and the internet gateway's translation.
         let hop = policy
@@ -270,6 +273,7 @@ impl Datapath {
             interface: receiver,
             at: to,
             direction: Direction::Ingress,
+            peer_is_itself: source_is_own,
         };
         verdict.ingress = self.pass_groups(at, &packet, now, recorder)?;
 
@@ -296,6 +300,7 @@ impl Datapath {
             interface,
             at,
             direction,
+            peer_is_itself,
         } = station;
         let Guard::Groups {
             ingress, egress, ..
@@ -330,7 +335,14 @@ impl Datapath {
             protocol: packet.protocol,
             selector: packet.selector(),
         };
-        let rule = table.find(peer, policy.groups_of(peer), query);
+        // What an interface forwards for others under their addresses has lost
+        // their groups on the way (aws-semantics §2, middlebox routing).
+        let groups = if peer_is_itself {
+            policy.groups_of(peer)
+        } else {
+            &[]
+        };
+        let rule = table.find(peer, groups, query);
         recorder.step(Step::Judged {
             at,
             direction,
@@ -361,6 +373,9 @@ struct Station<'p> {
     interface: &'p PolicyInterface,
     at: InterfaceIx,
     direction: Direction,
+    /// Whether the address on the other side is that of who sent the packet,
+    /// or, for one that is being sent, of whom it is for.
+    peer_is_itself: bool,
 }
 
 /// The source check. Addresses that no host has are refused even where the

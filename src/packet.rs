@@ -84,7 +84,7 @@ pub struct Packet {
     pub transport_offset: usize,
 }
 
-/// Stands where a flow key has the remote port: this end asked.
+/// In a flow key's remote port, beside the kind of question: this end asked.
 const ASKED: u16 = 1;
 /// Likewise: this end answers.
 const ANSWERS: u16 = 2;
@@ -124,10 +124,14 @@ impl Packet {
                     (destination, source)
                 }
             }
-            // Who asked is part of the key, so that a question in one direction
-            // never passes as the answer to one in the other.
-            Transport::IcmpQuery { id, request, .. } => {
-                (id, if request == egress { ASKED } else { ANSWERS })
+            // Who asked and what is part of the key, so that a question never
+            // passes as the answer to one in the other direction, nor as a
+            // question of another kind that a rule let pass.
+            Transport::IcmpQuery {
+                kind, id, request, ..
+            } => {
+                let role = if request == egress { ASKED } else { ANSWERS };
+                (id, u16::from(question(kind)) << 8 | role)
             }
             Transport::Icmp { .. } => return None,
             Transport::Other => (0, 0),
@@ -159,10 +163,21 @@ pub struct FlowKey {
     pub remote: IpAddr,
     /// Port of the interface's end; of an ICMP question its identifier.
     pub local_port: u16,
-    /// Port of the other end; of an ICMP question which end asked.
+    /// Port of the other end; of an ICMP question its type and which end asked.
     pub remote_port: u16,
     /// IANA protocol number.
     pub protocol: u8,
+}
+
+/// The type of the ICMP question that a question or answer of type `kind`
+/// belongs to: echo 8 is answered by 0, ICMPv6's 128 by 129, and the others
+/// (13, 15, 17) by the next type.
+fn question(kind: u8) -> u8 {
+    match kind {
+        0 => 8,
+        14 | 16 | 18 | 129 => kind - 1,
+        asked => asked,
+    }
 }
 
 impl std::hash::Hash for FlowKey {
@@ -242,5 +257,15 @@ mod tests {
         let counter = echo("10.0.0.2", "10.0.0.1", true).flow_key(eni, Direction::Ingress);
         assert_eq!(question, answer);
         assert_ne!(question, counter);
+        let timestamp = Packet {
+            transport: Transport::IcmpQuery {
+                kind: 13,
+                code: 0,
+                id: 0,
+                request: true,
+            },
+            ..echo("10.0.0.1", "10.0.0.2", true)
+        };
+        assert_ne!(question, timestamp.flow_key(eni, Direction::Egress));
     }
 }

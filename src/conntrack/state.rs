@@ -36,6 +36,8 @@ pub(super) enum TcpPhase {
     Established = 2,
     Closing = 3,
     Closed = 4,
+    /// Met in its middle, and only one side heard so far.
+    PickedUp = 5,
 }
 
 /// Which sides of a TCP connection have sent a FIN.
@@ -64,7 +66,9 @@ const WAITING: u8 = 0x80;
 impl State {
     /// The state after a flow's first packet. A connection may be met in its
     /// middle (the appliance was restarted, a rule came later): then it counts
-    /// as established.
+    /// as established once the other side was heard too. Until then it has no
+    /// more time than one that is opening, or stray packets that nobody answers
+    /// would fill the table for days.
     pub(super) fn opened_by(protocol_number: u8, flags: &TcpFlags) -> Self {
         match protocol_number {
             protocol::TCP => {
@@ -81,7 +85,7 @@ impl State {
                         ..
                     } => TcpPhase::SynSent,
                     TcpFlags { syn: true, .. } => TcpPhase::SynReceived,
-                    _ => TcpPhase::Established,
+                    _ => TcpPhase::PickedUp,
                 };
                 Self::Tcp(phase, finished)
             }
@@ -161,6 +165,7 @@ impl State {
                     1 => TcpPhase::SynReceived,
                     2 => TcpPhase::Established,
                     3 => TcpPhase::Closing,
+                    5 => TcpPhase::PickedUp,
                     _ => TcpPhase::Closed,
                 };
                 let finished = Finished {
@@ -206,6 +211,7 @@ fn next_phase(
     match phase {
         TcpPhase::SynSent if flags.syn && flags.ack && !from_initiator => TcpPhase::SynReceived,
         TcpPhase::SynReceived if flags.ack && !flags.syn && from_initiator => TcpPhase::Established,
+        TcpPhase::PickedUp if !from_initiator => TcpPhase::Established,
         other => other,
     }
 }

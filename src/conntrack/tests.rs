@@ -124,9 +124,13 @@ fn an_established_connection_may_be_idle_for_five_days() {
 }
 
 #[test]
-fn a_connection_met_in_its_middle_counts_as_established() {
+fn a_connection_met_in_its_middle_counts_as_established_once_both_sides_were_heard() {
     let mut eni = Interface::opened_by(&tcp(ACK));
+    assert!(eni.wait(59).out(&tcp(ACK)));
+    assert!(eni.wait(59).back(&tcp(ACK)));
     assert!(eni.wait(100_000).back(&tcp(ACK)));
+    let mut stray = Interface::opened_by(&tcp(ACK));
+    assert!(!stray.wait(60).back(&tcp(ACK)), "nobody answered it");
 }
 
 #[test]

@@ -118,6 +118,7 @@ impl Prover {
                         address: address.private,
                         allowed,
                         forbidden,
+                        of: interface.addresses.len() as u64,
                         left: Seen::default(),
                     }),
                     Err(error) => {
@@ -257,6 +258,8 @@ struct Probe {
     address: IpAddr,
     allowed: UdpSocket,
     forbidden: UdpSocket,
+    /// How many addresses its interface has; each has its own packets dropped.
+    of: u64,
     left: Seen,
 }
 
@@ -278,8 +281,10 @@ impl Probe {
             socket.set_nonblocking(true).is_ok()
                 && matches!(socket.recv(&mut buffer), Ok(length) if &buffer[..length] == nonce)
         };
-        self.left.forbidden_in |= arrived(&self.forbidden);
+        // In this order: the forbidden packet was sent first, so if it got
+        // through it lies there by the time the allowed one does.
         self.left.allowed_in |= arrived(&self.allowed);
+        self.left.forbidden_in |= arrived(&self.forbidden);
     }
 
     fn has_leaked(&self) -> bool {
@@ -289,7 +294,7 @@ impl Probe {
     /// The first check that doesn't hold.
     fn failed_check(&self, engine: &Engine) -> Option<Check> {
         let drops = engine.counters().traffic(self.at).drops;
-        let dropped = |reason: DropReason| drops[reason as usize] > 0;
+        let dropped = |reason: DropReason| drops[reason as usize] >= self.of;
         let seen = &self.left;
         if seen.forbidden_in || !dropped(DropReason::NoIngressRule) {
             Some(Check::ForbiddenIn)

@@ -85,6 +85,8 @@ fn same_interfaces(
             old.id == new.id
                 && old.addresses == new.addresses
                 && old.mtu == new.mtu
+                && old.source_dest_check == new.source_dest_check
+                && old.tracking == new.tracking
                 && subnet(old_model, old) == subnet(new_model, new)
         })
 }

@@ -95,6 +95,9 @@ fn rewrite_embedded(icmp: &mut [u8], side: Side, old: Ipv4Addr, new: Ipv4Addr) {
         protocol::TCP => adjust(rest, 16, old, new),
         protocol::UDP if rest.get(6..8).is_some_and(|sum| sum != [0, 0]) => {
             adjust(rest, 6, old, new);
+            if rest[6..8] == [0, 0] {
+                rest[6..8].copy_from_slice(&[0xff, 0xff]);
+            }
         }
         _ => {}
     }

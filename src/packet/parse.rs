@@ -151,13 +151,14 @@ fn icmp(payload: &[u8], pairs: &[(u8, u8)]) -> Result<Transport, ParseError> {
         .iter()
         .find(|(request, reply)| kind == *request || kind == *reply);
     Ok(match pair {
-        Some((request, _)) => Transport::IcmpQuery {
+        // These have code 0 and no other; what has one is a message by itself.
+        Some((request, _)) if code == 0 => Transport::IcmpQuery {
             kind,
             code,
             id: u16::from_be_bytes([id_high, id_low]),
             request: kind == *request,
         },
-        None => Transport::Icmp { kind, code },
+        _ => Transport::Icmp { kind, code },
     })
 }
 

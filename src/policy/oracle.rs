@@ -186,6 +186,11 @@ impl Oracle {
             return Err((DropReason::NotUnicast, from));
         }
 
+        let source_is_own = sender
+            .addresses
+            .iter()
+            .any(|address| address.private == packet.source);
+
         // Flows whose time is up are gone for both interfaces alike.
         flows.retain(|flow| flow.is_live(model, now));
 
@@ -198,6 +203,7 @@ impl Oracle {
                 source: packet.source,
                 destination: packet.destination,
                 payload: packet.payload,
+                source_is_own,
             };
             let admission = admit(model, flows, from, Direction::Egress, sent, now);
             Some(admission.ok_or((DropReason::NoEgressRule, from))?)
@@ -223,6 +229,7 @@ impl Oracle {
                 source,
                 destination,
                 payload: packet.payload,
+                source_is_own,
             };
             let admission = admit(model, flows, to, Direction::Ingress, seen, now);
             Some(admission.ok_or((DropReason::NoIngressRule, to))?)
@@ -293,6 +300,10 @@ struct Seen {
     source: IpAddr,
     destination: IpAddr,
     payload: Payload,
+    /// Whether the packet comes from an interface that has its source address.
+    /// What a middlebox forwards under another's address has lost that one's
+    /// groups (§2, middlebox routing).
+    source_is_own: bool,
 }
 
 impl Seen {
@@ -368,6 +379,9 @@ fn admit(
         .flat_map(|group| model.security_groups[group.ix()].rules(direction))
         .find(|rule| {
             covers_traffic(rule.traffic, seen)
+                && !(matches!(rule.peer, Peer::Group(_))
+                    && direction == Direction::Ingress
+                    && !seen.source_is_own)
                 && covers_peer(model, rule.peer, seen.peer(direction))
         })?;
     if let Some(identity) = identity {

@@ -138,6 +138,8 @@ enum TcpState {
     SynSent,
     SynReceived,
     Established,
+    /// Met in its middle; the other side has not been heard yet.
+    PickedUp,
     Closing,
     Closed,
 }
@@ -178,7 +180,10 @@ impl Flow {
         };
         let timeout = match &self.progress {
             Progress::Tcp { state, .. } => match state {
-                TcpState::SynSent | TcpState::SynReceived | TcpState::Closing => TCP_TRANSIENT,
+                TcpState::SynSent
+                | TcpState::SynReceived
+                | TcpState::PickedUp
+                | TcpState::Closing => TCP_TRANSIENT,
                 TcpState::Established => interface.tracking.tcp_established,
                 TcpState::Closed => TCP_CLOSED,
             },
@@ -243,6 +248,8 @@ impl Flow {
                     && *state == TcpState::SynReceived
                 {
                     *state = TcpState::Established;
+                } else if *state == TcpState::PickedUp && !from_initiator {
+                    *state = TcpState::Established;
                 }
             }
             Progress::Udp { exchanges, asked } => {
@@ -260,7 +267,8 @@ impl Flow {
 }
 
 /// The state in which a connection's first packet leaves it. One that starts
-/// in the middle is taken up as established (AWS is silent, §14, 1).
+/// in the middle is taken up, and counts as established once the other side
+/// was heard (AWS is silent, §14, 1).
 fn first_state(flags: TcpFlags) -> TcpState {
     if flags.rst {
         TcpState::Closed
@@ -271,6 +279,6 @@ fn first_state(flags: TcpFlags) -> TcpState {
     } else if flags.syn {
         TcpState::SynReceived
     } else {
-        TcpState::Established
+        TcpState::PickedUp
     }
 }
