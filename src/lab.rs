@@ -109,10 +109,8 @@ impl Lab {
         links.sort_by_key(|(interface, _)| *interface);
         lab.links.extend(links.into_iter().map(|(_, link)| link));
 
-        if privilege == Privilege::UserNamespace {
-            leftovers.inodes = lab.namespaces.iter().map(Namespace::inode).collect();
-            lab.session.record(&leftovers)?;
-        }
+        leftovers.inodes = lab.namespaces.iter().map(Namespace::inode).collect();
+        lab.session.record(&leftovers)?;
         let gate = Gate::new(lab.session.name(), privilege, model, &lab.namespaces)?;
         lab.gate = Some(Arc::new(gate));
         Ok(lab)
@@ -149,11 +147,6 @@ impl Lab {
     pub fn gate(&self) -> Arc<Gate> {
         let gate = self.gate.as_ref();
         Arc::clone(gate.expect("invariant: a lab that is up has its gate"))
-    }
-
-    /// Answers an `enter` request; see [`Gate::enter`].
-    pub fn enter(&self, request: &control::Request) -> control::Response {
-        self.gate().enter(request)
     }
 
     /// Starts the `run:` commands of the model's entities by way of `sgwall

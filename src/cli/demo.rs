@@ -301,11 +301,17 @@ fn try_all(standing: &Standing, attempts: Vec<Attempt>) -> Vec<Trial> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (1_u16..)
             .zip(attempts)
-            .map(|(id, attempt)| scope.spawn(move || try_one(standing, id, attempt)))
+            .map(|(id, attempt)| {
+                let lost = Trial {
+                    trouble: Some("the probe itself failed".to_owned()),
+                    ..attempt.trial.clone()
+                };
+                (lost, scope.spawn(move || try_one(standing, id, attempt)))
+            })
             .collect();
         threads
             .into_iter()
-            .filter_map(|thread| thread.join().ok())
+            .map(|(lost, thread)| thread.join().unwrap_or(lost))
             .collect()
     })
 }

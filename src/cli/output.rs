@@ -1,10 +1,13 @@
 //! What the subcommands' output has in common: colour on terminals only, JSON.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
+use crossbeam::channel::{self, Receiver, Sender};
 use serde::Serialize;
 
 use super::CliError;
+use crate::lab::Stream;
 
 /// Colours, or none.
 #[derive(Debug, Clone, Copy)]
@@ -86,13 +89,61 @@ pub(super) fn print(text: &str) -> Result<(), CliError> {
     }
 }
 
-/// Writes a line for whoever listens. A lab goes on when nobody does: a reader
-/// that has gone away must not take it down.
-pub(super) fn to_stdout(line: &str) {
-    write_line(&mut std::io::stdout().lock(), line);
+/// Writes lines on a thread of its own. A lab goes on when nobody listens: a
+/// reader that has gone away, or doesn't read, must not hold it up.
+#[derive(Debug, Clone)]
+pub(super) struct Printer {
+    lines: Sender<(Stream, String)>,
 }
 
-/// Likewise on standard error.
+/// Tells when a printer and all its clones are gone and everything is written.
+#[derive(Debug)]
+pub(super) struct Printed {
+    ended: Receiver<()>,
+}
+
+/// Lines that wait for a slow reader.
+const LINES: usize = 4096;
+/// How long a line may hold up whoever has it; then it is lost.
+const LINE_WAITS: Duration = Duration::from_millis(100);
+/// How long the end waits for a reader.
+const END_WAITS: Duration = Duration::from_millis(500);
+
+impl Printer {
+    /// Starts the thread.
+    pub(super) fn start() -> Result<(Self, Printed), CliError> {
+        let (lines, waiting) = channel::bounded::<(Stream, String)>(LINES);
+        let (ends, ended) = channel::bounded(0);
+        std::thread::Builder::new()
+            .name("sgwall-printer".to_owned())
+            .spawn(move || {
+                for (stream, line) in waiting {
+                    match stream {
+                        Stream::Stdout => write_line(&mut std::io::stdout().lock(), &line),
+                        Stream::Stderr => write_line(&mut std::io::stderr().lock(), &line),
+                    }
+                }
+                drop(ends);
+            })
+            .map_err(|error| CliError::System(format!("starting a thread: {error}")))?;
+        Ok((Self { lines }, Printed { ended }))
+    }
+
+    /// Writes a line, or gives up on it when the reader doesn't read.
+    pub(super) fn line(&self, stream: Stream, line: String) {
+        // Nothing can be said about a line that can't be said.
+        let _ = self.lines.send_timeout((stream, line), LINE_WAITS);
+    }
+}
+
+impl Printed {
+    /// Waits until all is written, for as long as a reader may take.
+    pub(super) fn wait(&self) {
+        let _ = self.ended.recv_timeout(END_WAITS);
+    }
+}
+
+/// Writes a line on standard error, if anybody listens there.
 pub(super) fn to_stderr(line: &str) {
     write_line(&mut std::io::stderr().lock(), line);
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::output::{Paint, to_stderr, to_stdout};
+use super::output::{Paint, Printer, print};
 use super::standing::Standing;
 use super::{CliError, Format, Outcome, check, signals};
 use crate::config::{self, Loaded};
@@ -87,28 +87,42 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         Some(name) => name.clone(),
         None => Session::name_for(&args.lab),
     };
-    let teller = Teller::new(args.format, &loaded.model);
 
     // Before the first thread: a user namespace can be entered only then.
     lab::prepare()?;
+    let (printer, printed) = Printer::start()?;
+    let teller = Teller::new(printer, args.format, &loaded.model);
+    let outcome = hold(args, &name, &loaded.model, watch, teller);
+    printed.wait();
+    outcome
+}
+
+/// Brings the lab up and keeps it until it is told to stop.
+fn hold(
+    args: &Args,
+    name: &str,
+    model: &Model,
+    watch: Watch,
+    teller: Teller,
+) -> Result<Outcome, CliError> {
     let (tell, told) = channel::unbounded();
     let stopping = watch_signals(tell)?;
-    let session = Session::start(&name)?;
+    let session = Session::start(name)?;
     let options = Options {
         workers: args.workers,
         max_flows: args.max_flows,
     };
-    let standing = Standing::up(session, &loaded.model, options)?;
+    let standing = Standing::up(session, model, options)?;
 
     let unproven = standing.appliance.unproven();
-    teller.up(&standing, &loaded.model, &unproven);
+    teller.up(&standing, model, &unproven);
     if !unproven.is_empty() && !args.allow_unproven {
         return Ok(Outcome::System);
     }
     if stopping.load(Ordering::Acquire) {
         return Ok(Outcome::Yes);
     }
-    let commands = start_commands(&standing, &loaded.model, &teller)?;
+    let commands = start_commands(&standing, model, &teller)?;
     let reloader = Reloader {
         args,
         standing: &standing,
@@ -131,12 +145,14 @@ fn load(args: &Args) -> Result<Loaded, Outcome> {
     match config::load(&args.lab, &args.rules) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
-                to_stdout(&json!({ "event": "warning", "diagnostics": [warning] }).to_string());
+                let line = json!({ "event": "warning", "diagnostics": [warning] });
+                let _ = print(&format!("{line}\n"));
             }
             Ok(loaded)
         }
         Err(found) => {
-            to_stdout(&json!({ "event": "invalid", "diagnostics": found.to_json() }).to_string());
+            let line = json!({ "event": "invalid", "diagnostics": found.to_json() });
+            let _ = print(&format!("{line}\n"));
             Err(Outcome::No)
         }
     }
@@ -273,6 +289,7 @@ fn cannot_reread(file: &Path) -> String {
 /// of it goes to standard output.
 #[derive(Debug, Clone)]
 struct Teller {
+    printer: Printer,
     format: Format,
     paint: Paint,
     /// Width of the names before the commands' output.
@@ -280,13 +297,14 @@ struct Teller {
 }
 
 impl Teller {
-    fn new(format: Format, model: &Model) -> Self {
+    fn new(printer: Printer, format: Format, model: &Model) -> Self {
         let names = model
             .entities
             .iter()
             .filter(|entity| entity.run.is_some())
             .map(|entity| entity.name.len());
         Self {
+            printer,
             format,
             paint: Paint::stdout(),
             names: names.max().unwrap_or(0),
@@ -295,13 +313,13 @@ impl Teller {
 
     fn say(&self, event: &str, text: &str, details: Value) {
         match self.format {
-            Format::Text => to_stderr(&format!("sgwall: {text}")),
+            Format::Text => self.printer.line(Stream::Stderr, format!("sgwall: {text}")),
             Format::Json => {
                 let mut line = json!({ "event": event });
                 if let (Some(line), Value::Object(details)) = (line.as_object_mut(), details) {
                     line.extend(details);
                 }
-                to_stdout(&line.to_string());
+                self.printer.line(Stream::Stdout, line.to_string());
             }
         }
     }
@@ -339,10 +357,11 @@ impl Teller {
             if self.format == Format::Text
                 && let Some(entity) = model.entities.first()
             {
-                to_stderr(&format!(
+                let hint = format!(
                     "  sgwall exec {} -- COMMAND   sgwall status   save the file to change rules   Ctrl-C ends",
                     entity.name
-                ));
+                );
+                self.printer.line(Stream::Stderr, hint);
             }
         } else {
             let mut text = format!(
@@ -361,10 +380,12 @@ impl Teller {
         let prefix = self.paint.tag(n, &prefix);
         match (event, self.format) {
             (CommandEvent::Line(Stream::Stdout, line), Format::Text) => {
-                to_stdout(&format!("{prefix} {line}"));
+                self.printer
+                    .line(Stream::Stdout, format!("{prefix} {line}"));
             }
             (CommandEvent::Line(Stream::Stderr, line), Format::Text) => {
-                to_stderr(&format!("{prefix} {line}"));
+                self.printer
+                    .line(Stream::Stderr, format!("{prefix} {line}"));
             }
             (CommandEvent::Line(stream, line), Format::Json) => {
                 let stream = match stream {

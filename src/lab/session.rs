@@ -54,7 +54,8 @@ pub(super) struct Leftovers {
     /// Files under `/run/netns`; root's labs only.
     #[serde(default)]
     pub bound: Vec<PathBuf>,
-    /// Inodes of the network namespaces; user-namespace labs only.
+    /// Inodes of the network namespaces; none if the run was killed before all
+    /// of them were made.
     #[serde(default)]
     pub inodes: Vec<u64>,
 }
@@ -199,13 +200,20 @@ impl Session {
         fs::rename(&fresh, &path).map_err(failed)
     }
 
-    /// Ends and removes what an earlier run of this name left behind.
+    /// Ends and removes what an earlier run of this name left behind. A file
+    /// that has meanwhile become another lab's is none of it.
     fn clean(&self) -> Result<(), LabError> {
         let leftovers = Leftovers::read(&self.dir);
+        let others: Vec<PathBuf> = Self::list()?
+            .iter()
+            .filter(|lab| lab.name != self.name)
+            .flat_map(|lab| Leftovers::read(&lab.dir).bound)
+            .collect();
         let bound: Vec<&PathBuf> = leftovers
             .bound
             .iter()
             .filter(|path| netns::is_ours(path))
+            .filter(|path| leftovers.made(path) && !others.contains(path))
             .collect();
         if !bound.is_empty() {
             // The mounts keep these namespaces alive, so their inodes are theirs.
@@ -235,6 +243,13 @@ impl Drop for Session {
 }
 
 impl Leftovers {
+    /// Whether the namespace bound at `path` is one that this lab made, as far
+    /// as it came to write that down.
+    fn made(&self, path: &Path) -> bool {
+        self.inodes.is_empty()
+            || netns::inode(path).is_none_or(|inode| self.inodes.contains(&inode))
+    }
+
     /// What the directory of a lab records; nothing if that makes no sense.
     fn read(dir: &Path) -> Self {
         let state = fs::read(dir.join(STATE)).unwrap_or_default();
