@@ -92,7 +92,8 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     lab::prepare()?;
     let (printer, printed) = Printer::start()?;
     let teller = Teller::new(printer, args.format, &loaded.model);
-    let outcome = hold(args, &name, &loaded.model, watch, teller);
+    let outcome = hold(args, &name, &loaded.model, watch, &teller);
+    drop(teller);
     printed.wait();
     outcome
 }
@@ -103,7 +104,7 @@ fn hold(
     name: &str,
     model: &Model,
     watch: Watch,
-    teller: Teller,
+    teller: &Teller,
 ) -> Result<Outcome, CliError> {
     let (tell, told) = channel::unbounded();
     let stopping = watch_signals(tell)?;
@@ -122,11 +123,11 @@ fn hold(
     if stopping.load(Ordering::Acquire) {
         return Ok(Outcome::Yes);
     }
-    let commands = start_commands(&standing, model, &teller)?;
+    let commands = start_commands(&standing, model, teller)?;
     let reloader = Reloader {
         args,
         standing: &standing,
-        teller: &teller,
+        teller,
     };
     reloader.until_stopped(&told, watch);
 
