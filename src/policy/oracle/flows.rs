@@ -242,14 +242,15 @@ impl Flow {
                     };
                 } else if flags.syn && flags.ack && !from_initiator && *state == TcpState::SynSent {
                     *state = TcpState::SynReceived;
-                } else if flags.ack
-                    && !flags.syn
-                    && from_initiator
-                    && *state == TcpState::SynReceived
-                {
-                    *state = TcpState::Established;
-                } else if *state == TcpState::PickedUp && !from_initiator {
-                    *state = TcpState::Established;
+                } else {
+                    let confirmed = flags.ack
+                        && !flags.syn
+                        && from_initiator
+                        && *state == TcpState::SynReceived;
+                    let answered = !from_initiator && *state == TcpState::PickedUp;
+                    if confirmed || answered {
+                        *state = TcpState::Established;
+                    }
                 }
             }
             Progress::Udp { exchanges, asked } => {
