@@ -302,10 +302,7 @@ impl Datapath {
             direction,
             peer_is_itself,
         } = station;
-        let Guard::Groups {
-            ingress, egress, ..
-        } = &interface.guard
-        else {
+        let Some(table) = interface.rules(direction) else {
             recorder.step(Step::Unguarded { at, direction });
             return Ok(None);
         };
@@ -327,9 +324,9 @@ impl Datapath {
             }));
         }
 
-        let (table, peer, refusal) = match direction {
-            Direction::Egress => (egress, packet.destination, DropReason::NoEgressRule),
-            Direction::Ingress => (ingress, packet.source, DropReason::NoIngressRule),
+        let (peer, refusal) = match direction {
+            Direction::Egress => (packet.destination, DropReason::NoEgressRule),
+            Direction::Ingress => (packet.source, DropReason::NoIngressRule),
         };
         let query = Query {
             protocol: packet.protocol,

@@ -8,7 +8,7 @@ use crate::model::{Address, Attachment, EntityIx, EntityKind, Interface, Model, 
 /// Writes the hosts file that `viewer` sees. `machine` is the machine's own
 /// file, of which the loopback lines stay.
 ///
-/// Over the internet gateway only public IPv4 addresses are reachable; IPv6
+/// Over the internet gateway the VPC's IPv4 addresses are the public ones; IPv6
 /// is not translated. Everybody else goes by private addresses.
 pub(super) fn file(model: &Model, viewer: EntityIx, machine: &str) -> String {
     let is_entity = |name: &str| model.entity(name).is_some();
@@ -28,7 +28,8 @@ pub(super) fn file(model: &Model, viewer: EntityIx, machine: &str) -> String {
     text
 }
 
-/// Hosts of the internet reach each other without any translation.
+/// Hosts of the internet are named by the address that they have. That nothing
+/// goes from one to another is for the appliance to say, by its `no_route`.
 fn reached_privately(interface: &Interface) -> bool {
     interface.attachment == Attachment::External(Via::Igw)
 }
