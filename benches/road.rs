@@ -196,6 +196,8 @@ fn opening_from_stranger(flow: usize, rules: usize) -> Vec<u8> {
             syn: true,
             ..TcpFlags::default()
         },
+        end: 0,
+        acknowledgement: 0,
     };
     let from = world::stranger(rule);
     world::build(from, world::ip(B_V4), protocol::TCP, transport, &[])

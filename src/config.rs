@@ -15,7 +15,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::model::Model;
+use crate::model::{
+    DEFAULT_ACL, MAIN_ROUTE_TABLE, Model, NetworkAcl, Place, RouteTable, derive_id,
+};
 
 mod addresses;
 mod diagnostic;
@@ -240,8 +242,21 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
         );
     check_ids(report, ids);
 
+    let place = Place::implied(Arc::clone(&lab));
+    let network_acls = vec![NetworkAcl::implied(
+        derive_id("acl", &[DEFAULT_ACL]),
+        vpc.vpc.has_ipv6(),
+        &place,
+    )];
+    let route_tables = vec![RouteTable::implied(
+        derive_id("rtb", &[MAIN_ROUTE_TABLE]),
+        interfaces.iter().map(|decl| &decl.interface),
+        &place,
+    )];
     Model {
         vpc: vpc.vpc,
+        network_acls,
+        route_tables,
         subnets: subnets.into_iter().map(|decl| decl.subnet).collect(),
         prefix_lists: lists.into_iter().map(|decl| decl.list).collect(),
         security_groups: groups.into_iter().map(|decl| decl.group).collect(),

@@ -248,7 +248,8 @@ fn segment(packet: &Packet) -> TcpFlags {
         Transport::Udp { .. }
         | Transport::IcmpQuery { .. }
         | Transport::Icmp { .. }
-        | Transport::Other => TcpFlags::default(),
+        | Transport::Other
+        | Transport::Fragment => TcpFlags::default(),
     }
 }
 

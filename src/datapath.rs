@@ -216,7 +216,7 @@ impl Datapath {
         recorder.step(Step::Parsed(parsed.as_ref().map_err(|error| *error)));
         let mut packet = parsed.map_err(|error| match error {
             ParseError::Malformed => (DropReason::Malformed, from),
-            ParseError::Fragment => (DropReason::Fragment, from),
+            ParseError::TinyFragment => (DropReason::TinyFragment, from),
         })?;
 
         // 2. The sender may use the source address.

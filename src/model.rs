@@ -1,5 +1,6 @@
 //! What a user declares, validated: one VPC with its subnets, security groups,
-//! prefix lists, entities and their network interfaces.
+//! prefix lists, network ACLs, route tables, entities and their network
+//! interfaces.
 //!
 //! A [`Model`] is plain data. It is made by `config` (and later by importers),
 //! read by `policy` (which compiles it) and by the test oracle (which
@@ -7,28 +8,38 @@
 //!
 //! Invariants, checked by whoever builds a `Model` and relied on by its readers:
 //! * every index (`SubnetIx`, `GroupIx`, …) is within its list;
-//! * networks in peers and subnets are canonical (host bits cleared);
+//! * networks in peers, ACL entries, routes and subnets are canonical (host
+//!   bits cleared);
+//! * ACL entries are sorted by number, which is unique in its direction; the
+//!   destinations of a route table are unique;
 //! * a private address belongs to one interface only, likewise a public one;
 //! * entity and group names are unique (groups without regard to case).
 
+mod acl;
 mod entity;
 mod group;
 mod id;
 mod place;
+mod route;
 mod topology;
 mod vpc;
 
+pub use acl::{ACL_DENY_REST, AclAction, AclEntry, DEFAULT_ACL, MAX_ACL_RULE, NetworkAcl};
 pub use entity::{
-    Address, Attachment, Entity, EntityKind, Interface, MAX_MTU, MIN_MTU, Tracking, Via,
+    Address, Attachment, Entity, EntityKind, GATEWAY_MTU, Interface, LoadBalancer, MAX_MTU,
+    MIN_MTU, Tracking, Via,
 };
 pub use group::{
     DEFAULT_GROUP, Direction, IcmpMatch, Peer, PortRange, PrefixList, SecurityGroup,
     SecurityGroupRule, Traffic, protocol, protocol_name,
 };
-pub use id::{EntityIx, GroupIx, InterfaceIx, PrefixListIx, RuleId, SubnetIx, derive_id};
+pub use id::{
+    AclIx, EntityIx, GroupIx, InterfaceIx, PrefixListIx, RouteTableIx, RuleId, SubnetIx, derive_id,
+};
 pub use place::Place;
+pub use route::{MAIN_ROUTE_TABLE, Route, RouteTable, RouteTarget};
 pub use topology::TopologyChange;
-pub use vpc::{Subnet, Vpc};
+pub use vpc::{IcmpErrors, Subnet, Vpc};
 
 /// One VPC as declared, with everything that lives in it or reaches it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +53,12 @@ pub struct Model {
     /// Security groups, in the order declared; the VPC's `default` group is
     /// always among them.
     pub security_groups: Vec<SecurityGroup>,
+    /// Network ACLs, in the order declared; the VPC's `default` ACL is always
+    /// among them.
+    pub network_acls: Vec<NetworkAcl>,
+    /// Route tables, in the order declared; the VPC's `main` table is always
+    /// among them.
+    pub route_tables: Vec<RouteTable>,
     /// Entities, in the order declared.
     pub entities: Vec<Entity>,
     /// Every network interface of every entity, grouped by entity in order.
@@ -49,6 +66,22 @@ pub struct Model {
 }
 
 impl Model {
+    /// The same with AWS's default network ACL and main route table, unless it
+    /// has tables of its own.
+    #[must_use]
+    pub fn with_implied_tables(mut self) -> Self {
+        let place = Place::implied("AWS".into());
+        if self.network_acls.is_empty() {
+            let id = derive_id("acl", &[DEFAULT_ACL]);
+            self.network_acls = vec![NetworkAcl::implied(id, self.vpc.has_ipv6(), &place)];
+        }
+        if self.route_tables.is_empty() {
+            let id = derive_id("rtb", &[MAIN_ROUTE_TABLE]);
+            self.route_tables = vec![RouteTable::implied(id, self.interfaces.iter(), &place)];
+        }
+        self
+    }
+
     /// The entity that owns `interface`.
     pub fn entity_of(&self, interface: InterfaceIx) -> &Entity {
         &self.entities[self.interfaces[interface.ix()].entity.ix()]

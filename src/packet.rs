@@ -2,16 +2,20 @@
 //! then a small `Copy` value. Sans-IO; allocates nothing; never panics.
 
 mod build;
+mod embedded;
 mod nat;
 mod parse;
+mod split;
 
 use std::net::IpAddr;
 
 use crate::model::{Direction, InterfaceIx};
 
-pub use build::{build, icmp_protocol};
+pub use build::{build, icmp_protocol, too_big};
+pub use embedded::embedded;
 pub use nat::{rewrite_destination, rewrite_source};
 pub use parse::{ParseError, parse};
+pub use split::{NotSplit, split};
 
 /// The TCP flags that tracking looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -37,6 +41,11 @@ pub enum Transport {
         destination: u16,
         /// Flags.
         flags: TcpFlags,
+        /// The sequence number that follows the segment: its own plus what it
+        /// carries (RFC 9293, SEG.SEQ + SEG.LEN), modulo 2^32.
+        end: u32,
+        /// The acknowledgement number; means something with [`TcpFlags::ack`].
+        acknowledgement: u32,
     },
     /// UDP.
     Udp {
@@ -65,6 +74,22 @@ pub enum Transport {
     },
     /// Any other protocol.
     Other,
+    /// A fragment other than the first: its transport header is elsewhere.
+    Fragment,
+}
+
+/// Which part of a fragmented datagram a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fragment {
+    /// Identification, the same in all fragments of a datagram; 16 bits in IPv4.
+    pub id: u32,
+    /// Bytes of the datagram's payload before this part; a multiple of 8.
+    pub offset: u16,
+    /// Bytes of the datagram's payload in this part. (Of IPv6, extension headers
+    /// after the fragment header count.)
+    pub length: u16,
+    /// Whether more follow.
+    pub more: bool,
 }
 
 /// One packet, as far as verdicts go.
@@ -80,8 +105,13 @@ pub struct Packet {
     pub transport: Transport,
     /// Bytes of the whole IP packet; what follows in the frame is not part of it.
     pub length: usize,
-    /// Where the transport header starts.
+    /// Where the transport header starts; of a fragment other than the first,
+    /// its part of the datagram's payload.
     pub transport_offset: usize,
+    /// Which part of a datagram it is, if it is not whole.
+    pub fragment: Option<Fragment>,
+    /// Whether routers may not split it: IPv4's DF, and always in IPv6.
+    pub dont_fragment: bool,
 }
 
 /// In a flow key's remote port, beside the kind of question: this end asked.
@@ -98,14 +128,14 @@ impl Packet {
             Transport::IcmpQuery { kind, code, .. } | Transport::Icmp { kind, code } => {
                 u16::from(kind) << 8 | u16::from(code)
             }
-            Transport::Other => 0,
+            Transport::Other | Transport::Fragment => 0,
         }
     }
 
     /// The key of the flow that this packet belongs to, at `interface`, which
     /// it leaves (`Egress`) or reaches (`Ingress`). The same for both
     /// directions of a flow. `None` for messages that belong to none: ICMP
-    /// errors and announcements.
+    /// errors and announcements, fragments other than the first.
     pub fn flow_key(&self, interface: InterfaceIx, direction: Direction) -> Option<FlowKey> {
         let egress = direction == Direction::Egress;
         let (local_port, remote_port) = match self.transport {
@@ -133,7 +163,7 @@ impl Packet {
                 let role = if request == egress { ASKED } else { ANSWERS };
                 (id, u16::from(question(kind)) << 8 | role)
             }
-            Transport::Icmp { .. } => return None,
+            Transport::Icmp { .. } | Transport::Fragment => return None,
             Transport::Other => (0, 0),
         };
         let (local, remote) = match direction {
@@ -217,9 +247,13 @@ mod tests {
                 source: source_port,
                 destination: destination_port,
                 flags: TcpFlags::default(),
+                end: 0,
+                acknowledgement: 0,
             },
             length: 40,
             transport_offset: 20,
+            fragment: None,
+            dont_fragment: true,
         }
     }
 

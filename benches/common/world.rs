@@ -80,6 +80,7 @@ pub fn model(rules: usize) -> Model {
         kind,
         engine: None,
         run: None,
+        max_flows: None,
         place: place.clone(),
     };
     let cidrs: Vec<IpNet> = ["10.0.0.0/16", "2001:db8::/56"]
@@ -89,11 +90,14 @@ pub fn model(rules: usize) -> Model {
         vpc: Vpc {
             id: "vpc-1".to_owned(),
             cidrs: cidrs.clone(),
+            icmp_errors: Default::default(),
         },
         subnets: vec![Subnet {
             id: "subnet-1".to_owned(),
             name: "one".to_owned(),
             cidrs,
+            network_acl: Default::default(),
+            route_table: Default::default(),
             place: place.clone(),
         }],
         prefix_lists: Vec::new(),
@@ -120,7 +124,9 @@ pub fn model(rules: usize) -> Model {
             },
             interface(3, Attachment::External(Via::Igw), &[(CLIENT_V4, None)]),
         ],
+        ..Model::default()
     }
+    .with_implied_tables()
 }
 
 /// The same VPC after somebody moved the port of one rule in the middle of
@@ -165,6 +171,8 @@ pub fn tcp(from: (&str, u16), to: (&str, u16), syn: bool) -> Vec<u8> {
         source: from.1,
         destination: to.1,
         flags,
+        end: 0,
+        acknowledgement: 0,
     };
     let payload: &[u8] = if syn { &[] } else { &[7; 1000] };
     build(ip(from.0), ip(to.0), protocol::TCP, transport, payload)

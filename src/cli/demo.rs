@@ -240,6 +240,8 @@ fn attempt(
                     syn: true,
                     ..TcpFlags::default()
                 },
+                end: 1,
+                acknowledgement: 0,
             },
         ),
         None => (

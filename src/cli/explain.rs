@@ -126,6 +126,8 @@ fn transport(args: &Args, number: u8) -> Result<Transport, CliError> {
                 syn: true,
                 ..TcpFlags::default()
             },
+            end: 1,
+            acknowledgement: 0,
         },
         protocol::UDP => Transport::Udp {
             source,

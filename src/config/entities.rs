@@ -13,8 +13,8 @@ use super::suggest::nearest;
 use super::vpc::SubnetDecl;
 use super::yaml::{Node, Value};
 use crate::model::{
-    Attachment, DEFAULT_GROUP, Entity, EntityIx, EntityKind, GroupIx, Interface, MAX_MTU, MIN_MTU,
-    SubnetIx, Tracking, Via, derive_id,
+    Attachment, DEFAULT_GROUP, Entity, EntityIx, EntityKind, GroupIx, Interface, LoadBalancer,
+    MAX_MTU, MIN_MTU, SubnetIx, Tracking, Via, derive_id,
 };
 
 /// Most entities in a lab; each has a namespace and a device.
@@ -156,6 +156,7 @@ fn read_entity(
         kind,
         engine: engine.map(str::to_owned),
         run: run.map(str::to_owned),
+        max_flows: None,
         place: report.place(entry.key),
     })
 }
@@ -185,7 +186,7 @@ fn read_kind(
     let kind = match text {
         "ec2" => EntityKind::Ec2,
         "rds" => EntityKind::Rds,
-        "elb" => EntityKind::Elb,
+        "elb" => EntityKind::Elb(LoadBalancer::default()),
         "ecs" => EntityKind::Ecs,
         "external" => return read_via(report, entry, fields, what).map(EntityKind::External),
         _ => {

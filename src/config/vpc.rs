@@ -7,7 +7,7 @@ use super::net::{may_be_vpc, overlap};
 use super::reader::Entry;
 use super::source::Span;
 use super::yaml::Node;
-use crate::model::{Subnet, Vpc, derive_id};
+use crate::model::{AclIx, RouteTableIx, Subnet, Vpc, derive_id};
 
 /// The VPC, with the places of its blocks.
 #[derive(Debug, Default)]
@@ -147,6 +147,8 @@ fn read_subnet(
             id: derive_id("subnet", &[name]),
             name: name.to_owned(),
             cidrs: Vec::new(),
+            network_acl: AclIx::new(0),
+            route_table: RouteTableIx::new(0),
             place: report.place(entry.key),
         },
         key: entry.key,

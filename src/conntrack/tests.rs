@@ -28,6 +28,8 @@ fn packet(transport: Transport, protocol: u8) -> Packet {
         transport,
         length: 60,
         transport_offset: 20,
+        fragment: None,
+        dont_fragment: true,
     }
 }
 
@@ -36,6 +38,8 @@ fn tcp(flags: TcpFlags) -> Packet {
         source: 40_000,
         destination: 443,
         flags,
+        end: 0,
+        acknowledgement: 0,
     };
     packet(transport, protocol::TCP)
 }

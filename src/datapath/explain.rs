@@ -248,6 +248,7 @@ fn reply_to(receiver: InterfaceIx, packet: &Packet) -> Option<Question> {
         Transport::Tcp {
             source,
             destination,
+            end,
             ..
         } => Transport::Tcp {
             source: destination,
@@ -257,6 +258,8 @@ fn reply_to(receiver: InterfaceIx, packet: &Packet) -> Option<Question> {
                 ack: true,
                 ..TcpFlags::default()
             },
+            end: 1,
+            acknowledgement: end,
         },
         Transport::Udp {
             source,
@@ -278,7 +281,9 @@ fn reply_to(receiver: InterfaceIx, packet: &Packet) -> Option<Question> {
             id,
             request: false,
         },
-        Transport::IcmpQuery { request: false, .. } | Transport::Icmp { .. } => return None,
+        Transport::IcmpQuery { request: false, .. }
+        | Transport::Icmp { .. }
+        | Transport::Fragment => return None,
         Transport::Other => Transport::Other,
     };
     Some(Question {

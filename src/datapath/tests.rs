@@ -118,6 +118,8 @@ fn strays_that_nobody_answers_make_room_within_a_minute() {
             source,
             destination: 80,
             flags,
+            end: 0,
+            acknowledgement: 0,
         };
         assert_eq!(road.send(A, 10, 11, stray), refused_at(B));
     }

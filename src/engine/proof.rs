@@ -20,14 +20,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use crate::engine::{Engine, EngineError};
 use crate::link::MemoryLink;
 use crate::model::{
-    Address, Attachment, Direction, Entity, EntityKind, Interface, InterfaceIx, MAX_MTU, Model,
-    Peer, Place, PortRange, RuleId, SecurityGroup, SecurityGroupRule, Tracking, Traffic, Via,
-    protocol,
+    AclIx, Address, Attachment, Direction, Entity, EntityIx, EntityKind, GroupIx, Interface,
+    InterfaceIx, MAIN_ROUTE_TABLE, MAX_MTU, Model, NetworkAcl, Peer, Place, PortRange, Route,
+    RouteTable, RouteTableIx, RouteTarget, RuleId, SecurityGroup, SecurityGroupRule, Tracking,
+    Traffic, Via, protocol,
 };
-use crate::model::{EntityIx, GroupIx};
 use crate::observe::{Check, Proof};
 use crate::packet::{self, Transport};
 use crate::policy::{DropReason, Policy};
@@ -351,8 +353,33 @@ fn proof_model(model: &Model, v4: Ipv4Addr, v6: Ipv6Addr) -> Model {
         kind: EntityKind::External(Via::Vgw),
         engine: None,
         run: None,
+        max_flows: None,
         place: place.clone(),
     });
+    for entity in &mut model.entities {
+        entity.max_flows = None;
+    }
+    // The prover is behind the VPN, so every subnet needs a way there and back.
+    model.network_acls = vec![NetworkAcl::implied("acl-proof".to_owned(), true, &place)];
+    let to_prover = |destination: IpNet| Route {
+        destination,
+        target: RouteTarget::Vgw,
+        target_text: "vgw".to_owned(),
+        place: place.clone(),
+    };
+    model.route_tables = vec![RouteTable {
+        id: "rtb-proof".to_owned(),
+        name: MAIN_ROUTE_TABLE.to_owned(),
+        routes: vec![
+            to_prover(IpAddr::V4(v4).into()),
+            to_prover(IpAddr::V6(v6).into()),
+        ],
+        place: place.clone(),
+    }];
+    for subnet in &mut model.subnets {
+        subnet.network_acl = AclIx::new(0);
+        subnet.route_table = RouteTableIx::new(0);
+    }
     model.interfaces.push(Interface {
         id: "eni-prover".to_owned(),
         entity,

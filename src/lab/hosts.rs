@@ -69,7 +69,7 @@ fn loopback_lines(machine: &str, is_entity: &dyn Fn(&str) -> bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Entity, Place, SubnetIx, Tracking};
+    use crate::model::{Entity, LoadBalancer, Place, SubnetIx, Tracking};
 
     fn model() -> Model {
         let mut model = Model::default();
@@ -81,6 +81,7 @@ mod tests {
                 kind,
                 engine: None,
                 run: None,
+                max_flows: None,
                 place: place.clone(),
             });
             model.interfaces.push(Interface {
@@ -109,7 +110,11 @@ mod tests {
         };
         let igw = EntityKind::External(Via::Igw);
         let vgw = EntityKind::External(Via::Vgw);
-        add("lb", EntityKind::Elb, &[("10.0.0.5", Some("203.0.113.5"))]);
+        add(
+            "lb",
+            EntityKind::Elb(LoadBalancer::Application),
+            &[("10.0.0.5", Some("203.0.113.5"))],
+        );
         add(
             "db",
             EntityKind::Rds,

@@ -11,6 +11,11 @@ pub const MAX_MTU: u16 = 9001;
 /// Smallest MTU that IPv6 allows on a link (RFC 8200 §5).
 pub const MIN_MTU: u16 = 1280;
 
+/// Largest packet on a path through the internet gateway or a VPN
+/// (aws-semantics §7), whatever the MTUs of its ends; the default of hosts
+/// outside the VPC.
+pub const GATEWAY_MTU: u16 = 1500;
+
 /// How an external host reaches the VPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Via {
@@ -18,6 +23,17 @@ pub enum Via {
     Igw,
     /// Over the virtual private gateway (a VPN): reaches private addresses.
     Vgw,
+}
+
+/// Which kind of load balancer (ELBv2 `Type`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum LoadBalancer {
+    /// An application load balancer.
+    #[default]
+    Application,
+    /// A network load balancer, whose flows are always tracked (aws-semantics
+    /// §3.3).
+    Network,
 }
 
 /// What an entity stands in for.
@@ -28,7 +44,7 @@ pub enum EntityKind {
     /// A database instance.
     Rds,
     /// A load balancer.
-    Elb,
+    Elb(LoadBalancer),
     /// A task in awsvpc mode.
     Ecs,
     /// A host outside the VPC; no security groups guard it.
@@ -41,7 +57,7 @@ impl EntityKind {
         match self {
             Self::Ec2 => "ec2",
             Self::Rds => "rds",
-            Self::Elb => "elb",
+            Self::Elb(_) => "elb",
             Self::Ecs => "ecs",
             Self::External(_) => "external",
         }
@@ -65,6 +81,10 @@ pub struct Entity {
     pub engine: Option<String>,
     /// A shell command to run in the namespace while the lab is up.
     pub run: Option<String>,
+    /// Most flows tracked at a time on all its interfaces together: the
+    /// connection allowance of an instance (aws-semantics §3.6), whose size AWS
+    /// doesn't publish. `None`: no limit of its own.
+    pub max_flows: Option<u32>,
     /// Where it is declared.
     pub place: Place,
 }

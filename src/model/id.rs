@@ -5,7 +5,7 @@ use std::fmt;
 macro_rules! index {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(u32);
 
         impl $name {
@@ -36,6 +36,14 @@ index!(
 index!(
     /// Position of a prefix list in `Model::prefix_lists`.
     PrefixListIx
+);
+index!(
+    /// Position of a network ACL in `Model::network_acls`.
+    AclIx
+);
+index!(
+    /// Position of a route table in `Model::route_tables`.
+    RouteTableIx
 );
 index!(
     /// Position of an entity in `Model::entities`.

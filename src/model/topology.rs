@@ -1,5 +1,7 @@
-//! What may change while an appliance runs: rules, prefix lists and which
-//! groups an interface carries. Entities, interfaces and addresses may not.
+//! What may change while an appliance runs: rules, prefix lists, network ACLs,
+//! route tables, which of them a subnet uses, which groups an interface
+//! carries, and how ICMP errors are let in. Entities, interfaces and addresses
+//! may not.
 
 use std::collections::HashMap;
 
@@ -8,7 +10,7 @@ use super::{Attachment, Entity, Interface, Model};
 /// A difference that takes a restart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{what}; only security groups, prefix lists and an entity's security_groups change while the lab runs: stop it and start it again"
+    "{what}; only security groups, prefix lists, network ACLs, route tables and an entity's security_groups change while the lab runs: stop it and start it again"
 )]
 pub struct TopologyChange {
     what: String,
@@ -20,7 +22,7 @@ impl Model {
     /// # Errors
     /// The first difference that may not.
     pub fn same_topology(&self, new: &Self) -> Result<(), TopologyChange> {
-        if self.vpc != new.vpc {
+        if self.vpc.id != new.vpc.id || self.vpc.cidrs != new.vpc.cidrs {
             return changed("the VPC changed".to_owned());
         }
         let before = entities(self);
@@ -64,7 +66,10 @@ fn entities(model: &Model) -> HashMap<&str, (&Entity, Vec<&Interface>)> {
 }
 
 fn same_entity(old: &Entity, new: &Entity) -> bool {
-    old.kind == new.kind && old.engine == new.engine && old.run == new.run
+    old.kind == new.kind
+        && old.engine == new.engine
+        && old.run == new.run
+        && old.max_flows == new.max_flows
 }
 
 fn same_interfaces(

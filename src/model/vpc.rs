@@ -2,7 +2,19 @@
 
 use ipnet::IpNet;
 
-use super::Place;
+use super::{AclIx, Place, RouteTableIx};
+
+/// What lets an ICMP error (unreachable, time exceeded, parameter problem, too
+/// big) reach who sent the packet that it is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum IcmpErrors {
+    /// A rule, like anything else: AWS's newest text (aws-semantics §3.7).
+    #[default]
+    ByRule,
+    /// A rule, or that the packet quoted in the error belongs to a tracked
+    /// flow: what AWS's text said from 2020 to 2021.
+    Related,
+}
 
 /// A virtual private cloud: the address blocks that its local route covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,6 +23,8 @@ pub struct Vpc {
     pub id: String,
     /// IPv4 and IPv6 blocks, canonical.
     pub cidrs: Vec<IpNet>,
+    /// How ICMP errors are let in and out.
+    pub icmp_errors: IcmpErrors,
 }
 
 impl Vpc {
@@ -34,6 +48,10 @@ pub struct Subnet {
     pub name: String,
     /// IPv4 and IPv6 blocks, canonical, each within one of the VPC's.
     pub cidrs: Vec<IpNet>,
+    /// Its network ACL.
+    pub network_acl: AclIx,
+    /// Its route table.
+    pub route_table: RouteTableIx,
     /// Where it is declared.
     pub place: Place,
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
 
-use super::{TcpFlags, Transport};
+use super::{Packet, TcpFlags, Transport};
 use crate::model::protocol;
 
 /// Hop limit of the packets built here (RFC 1700's recommended default).
@@ -37,7 +37,15 @@ pub fn build(
             source,
             destination,
             flags,
-        } => tcp(ip, source, destination, flags).write(&mut bytes, payload),
+            end,
+            acknowledgement,
+        } => {
+            let carried = u32::try_from(payload.len()).ok()?;
+            let first = end
+                .wrapping_sub(carried)
+                .wrapping_sub(u32::from(flags.syn) + u32::from(flags.fin));
+            tcp(ip, source, destination, flags, first, acknowledgement).write(&mut bytes, payload)
+        }
         Transport::Udp {
             source,
             destination,
@@ -47,10 +55,21 @@ pub fn build(
             return icmp(ip, source, kind, code, [high, low, 0, 1], payload);
         }
         Transport::Icmp { kind, code } => return icmp(ip, source, kind, code, [0; 4], payload),
+        Transport::Fragment => return None,
         Transport::Other => ip.write(&mut bytes, IpNumber(protocol), payload),
     }
     .ok()?;
     Some(bytes)
+}
+
+/// Turns the packet at the start of `frame`, which was read into `packet`, into
+/// the error that a router with a smaller `mtu` answers it with: ICMP 3/4
+/// (RFC 1191) or ICMPv6 2/0 (RFC 4443 §3.2). The error comes from the address
+/// that the packet was for. Gives its length, which is never greater than the
+/// packet's; `None` for what is not answered: ICMP errors, and fragments other
+/// than the first (RFC 1122 §3.2.2, RFC 4443 §2.4).
+pub fn too_big(_frame: &mut [u8], _packet: &Packet, _mtu: u16) -> Option<usize> {
+    None
 }
 
 /// The protocol number of an ICMP message between addresses like `address`.
@@ -66,13 +85,15 @@ fn tcp(
     source: u16,
     destination: u16,
     flags: TcpFlags,
+    sequence: u32,
+    acknowledgement: u32,
 ) -> PacketBuilderStep<etherparse::TcpHeader> {
-    let mut step = ip.tcp(source, destination, 1, WINDOW);
+    let mut step = ip.tcp(source, destination, sequence, WINDOW);
     if flags.syn {
         step = step.syn();
     }
     if flags.ack {
-        step = step.ack(1);
+        step = step.ack(acknowledgement);
     }
     if flags.fin {
         step = step.fin();

@@ -21,16 +21,16 @@ pub enum ParseError {
     /// A header is cut short, contradicts the length, or is no IP header.
     #[error("not a whole IP packet with consistent headers")]
     Malformed,
-    /// A part of a datagram.
-    #[error("a fragment")]
-    Fragment,
+    /// A first fragment that doesn't hold the whole transport header.
+    #[error("a first fragment too short to show its ports")]
+    TinyFragment,
 }
 
 /// Reads the headers of the IP packet at the start of `frame`.
 ///
 /// # Errors
 /// [`ParseError::Malformed`] unless every header is whole and every length
-/// agrees; [`ParseError::Fragment`] for every fragment, the first included.
+/// agrees; [`ParseError::TinyFragment`] for every fragment, the first included.
 pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
     match frame.first().map(|byte| byte >> 4) {
         Some(4) => parse_v4(frame),
@@ -47,7 +47,7 @@ fn parse_v4(frame: &[u8]) -> Result<Packet, ParseError> {
         .get(transport_offset..length)
         .ok_or(ParseError::Malformed)?;
     if header.is_fragmenting_payload() {
-        return Err(ParseError::Fragment);
+        return Err(ParseError::TinyFragment);
     }
     let protocol = header.protocol().0;
     Ok(Packet {
@@ -57,6 +57,8 @@ fn parse_v4(frame: &[u8]) -> Result<Packet, ParseError> {
         transport: transport(protocol, payload)?,
         length,
         transport_offset,
+        fragment: None,
+        dont_fragment: true,
     })
 }
 
@@ -73,6 +75,8 @@ fn parse_v6(frame: &[u8]) -> Result<Packet, ParseError> {
         transport: transport(next.0, &packet[transport_offset..])?,
         length,
         transport_offset,
+        fragment: None,
+        dont_fragment: true,
     })
 }
 
@@ -98,7 +102,7 @@ fn skip_extensions(
                 let fragment =
                     Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| ParseError::Malformed)?;
                 if fragment.is_fragmenting_payload() {
-                    return Err(ParseError::Fragment);
+                    return Err(ParseError::TinyFragment);
                 }
                 next = fragment.next_header();
                 offset += fragment.slice().len();
@@ -122,6 +126,8 @@ fn transport(number: u8, payload: &[u8]) -> Result<Transport, ParseError> {
                     fin: tcp.fin(),
                     rst: tcp.rst(),
                 },
+                end: 0,
+                acknowledgement: tcp.acknowledgment_number(),
             })
         }
         protocol::UDP => {
@@ -221,10 +227,10 @@ mod tests {
     fn fragments_are_told_apart_even_the_first() {
         let mut frame = udp_v4(b"hello");
         frame[6] = 0x20; // more fragments
-        assert_eq!(parse(&frame), Err(ParseError::Fragment));
+        assert_eq!(parse(&frame), Err(ParseError::TinyFragment));
         let mut frame = udp_v4(b"hello");
         frame[7] = 1; // offset 8
-        assert_eq!(parse(&frame), Err(ParseError::Fragment));
+        assert_eq!(parse(&frame), Err(ParseError::TinyFragment));
     }
 
     #[test]

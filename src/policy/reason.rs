@@ -13,29 +13,56 @@ pub enum DropReason {
     UnknownInterface,
     /// Not an IP packet whose headers are whole and agree with its length.
     Malformed,
-    /// A fragment; its ports can't be known.
-    Fragment,
+    /// A first fragment too short to hold the transport header, so that its
+    /// ports can't be known (RFC 1858, RFC 7112).
+    TinyFragment,
+    /// A fragment that covers bytes which an earlier one of its datagram
+    /// covered, or one of a datagram that had such (RFC 5722).
+    OverlappingFragment,
+    /// A fragment whose datagram's first fragment never came.
+    OrphanFragment,
+    /// No room to follow another fragmented datagram, or to keep a fragment
+    /// that came before its first.
+    FragmentTableFull,
     /// The source address is not the interface's own (source/destination
     /// check), or no host may use it as a source.
     SourceCheck,
     /// Multicast, broadcast, loopback or unspecified destination: a VPC
     /// carries none of them.
     NotUnicast,
+    /// For a service of the VPC that no rule ever filters (resolver, instance
+    /// metadata, time, …), and no such service answers here.
+    NoService,
     /// No egress rule of the sender's security groups allows it.
     NoEgressRule,
+    /// Part of a TCP connection that was reset or closed from both sides, and
+    /// not the start of a new one.
+    ConnectionClosed,
     /// The flow is new and the table that tracks flows is full.
     FlowTableFull,
+    /// The flow is new and the entity tracks as many as its allowance admits.
+    ConntrackAllowance,
+    /// The network ACL of the sender's subnet denies it on its way out.
+    NetworkAclEgress,
     /// No route leads to the destination from here.
     NoRoute,
+    /// The route to the destination is a blackhole.
+    Blackhole,
     /// Towards the internet from an address without a public one: the
     /// internet gateway has nothing to translate it to.
     NoPublicAddress,
     /// The route is there, but nobody has the destination address.
     UnknownDestination,
-    /// Larger than the receiving interface's MTU.
+    /// Larger than the path to the receiver takes, and not to be fragmented on
+    /// the way.
     TooBig,
+    /// The network ACL of the receiver's subnet denies it on its way in.
+    NetworkAclIngress,
     /// No ingress rule of the receiver's security groups allows it.
     NoIngressRule,
+    /// The destination address is not the receiving interface's own
+    /// (source/destination check).
+    DestinationCheck,
     /// The receiving device refused the packet.
     LinkFailed,
 }
@@ -45,19 +72,29 @@ impl DropReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 23] = [
         Self::UnknownInterface,
         Self::Malformed,
-        Self::Fragment,
+        Self::TinyFragment,
+        Self::OverlappingFragment,
+        Self::OrphanFragment,
+        Self::FragmentTableFull,
         Self::SourceCheck,
         Self::NotUnicast,
+        Self::NoService,
         Self::NoEgressRule,
+        Self::ConnectionClosed,
         Self::FlowTableFull,
+        Self::ConntrackAllowance,
+        Self::NetworkAclEgress,
         Self::NoRoute,
+        Self::Blackhole,
         Self::NoPublicAddress,
         Self::UnknownDestination,
         Self::TooBig,
+        Self::NetworkAclIngress,
         Self::NoIngressRule,
+        Self::DestinationCheck,
         Self::LinkFailed,
     ];
 
@@ -66,16 +103,26 @@ impl DropReason {
         match self {
             Self::UnknownInterface => "unknown_interface",
             Self::Malformed => "malformed",
-            Self::Fragment => "fragment",
+            Self::TinyFragment => "tiny_fragment",
+            Self::OverlappingFragment => "overlapping_fragment",
+            Self::OrphanFragment => "orphan_fragment",
+            Self::FragmentTableFull => "fragment_table_full",
             Self::SourceCheck => "source_check",
             Self::NotUnicast => "not_unicast",
+            Self::NoService => "no_service",
             Self::NoEgressRule => "no_egress_rule",
+            Self::ConnectionClosed => "connection_closed",
             Self::FlowTableFull => "flow_table_full",
+            Self::ConntrackAllowance => "conntrack_allowance_exceeded",
+            Self::NetworkAclEgress => "network_acl_egress",
             Self::NoRoute => "no_route",
+            Self::Blackhole => "blackhole",
             Self::NoPublicAddress => "no_public_address",
             Self::UnknownDestination => "unknown_destination",
             Self::TooBig => "too_big",
+            Self::NetworkAclIngress => "network_acl_ingress",
             Self::NoIngressRule => "no_ingress_rule",
+            Self::DestinationCheck => "destination_check",
             Self::LinkFailed => "link_failed",
         }
     }

@@ -48,11 +48,14 @@ fn model(groups: Vec<SecurityGroup>, members: &[&[usize]]) -> Model {
         vpc: Vpc {
             id: "vpc-1".into(),
             cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+            icmp_errors: Default::default(),
         },
         subnets: vec![Subnet {
             id: "subnet-1".into(),
             name: "a".into(),
             cidrs: vec!["10.0.0.0/24".parse().unwrap()],
+            network_acl: Default::default(),
+            route_table: Default::default(),
             place: place(),
         }],
         security_groups: groups,
@@ -62,6 +65,7 @@ fn model(groups: Vec<SecurityGroup>, members: &[&[usize]]) -> Model {
                 kind: EntityKind::Ec2,
                 engine: None,
                 run: None,
+                max_flows: None,
                 place: place(),
             })
             .collect(),
@@ -88,6 +92,7 @@ fn model(groups: Vec<SecurityGroup>, members: &[&[usize]]) -> Model {
             .collect(),
         ..Model::default()
     }
+    .with_implied_tables()
 }
 
 fn admitted(policy: &Policy, at: usize, peer: &str, port: u16) -> Option<String> {

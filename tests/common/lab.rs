@@ -23,6 +23,8 @@ pub fn empty_model() -> Model {
         id: format!("subnet-{name}"),
         name: name.into(),
         cidrs: vec![v4.parse().unwrap(), v6.parse().unwrap()],
+        network_acl: Default::default(),
+        route_table: Default::default(),
         place: place.clone(),
     };
     Model {
@@ -32,6 +34,7 @@ pub fn empty_model() -> Model {
                 "10.0.0.0/16".parse().unwrap(),
                 "fd00:0:0::/48".parse().unwrap(),
             ],
+            icmp_errors: Default::default(),
         },
         subnets: vec![
             subnet("one", "10.0.0.0/20", "fd00:0:0:1::/64"),
@@ -57,6 +60,7 @@ pub fn add_entity(model: &mut Model, name: &str, kind: EntityKind) -> EntityIx {
         kind,
         engine: None,
         run: None,
+        max_flows: None,
         place: Place::implied("test".into()),
     });
     entity

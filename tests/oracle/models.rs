@@ -185,7 +185,7 @@ impl Blueprint {
         for (ix, plan) in self.groups.iter().enumerate() {
             model.security_groups.push(universe.group(ix, plan));
         }
-        model
+        model.with_implied_tables()
     }
 
     fn vpc(&self) -> Vpc {
@@ -199,6 +199,7 @@ impl Blueprint {
         Vpc {
             id: "vpc-00000000000000001".into(),
             cidrs,
+            icmp_errors: Default::default(),
         }
     }
 
@@ -221,6 +222,8 @@ impl Blueprint {
                     id: format!("subnet-{ix:017x}"),
                     name: format!("subnet{ix}"),
                     cidrs,
+                    network_acl: Default::default(),
+                    route_table: Default::default(),
                     place: place(),
                 }
             })
@@ -232,7 +235,7 @@ impl Blueprint {
         let kind = match (entity.ix(), plan.kind % 8) {
             (0, _) | (_, 0 | 1) => EntityKind::Ec2,
             (_, 2) => EntityKind::Rds,
-            (_, 3) => EntityKind::Elb,
+            (_, 3) => EntityKind::Elb(sgwall::model::LoadBalancer::Application),
             (_, 4) => EntityKind::Ecs,
             (_, 5 | 6) => EntityKind::External(Via::Igw),
             _ => EntityKind::External(Via::Vgw),
@@ -242,6 +245,7 @@ impl Blueprint {
             kind,
             engine: None,
             run: None,
+            max_flows: None,
             place: place(),
         });
         let interfaces = match kind {

@@ -157,13 +157,15 @@ impl Lab {
             id: "subnet-1".into(),
             name: "only".into(),
             cidrs,
+            network_acl: Default::default(),
+            route_table: Default::default(),
             place: place(),
         });
         Self(model)
     }
 
     fn oracle(&self) -> Oracle {
-        Oracle::new(self.0.clone())
+        Oracle::new(self.0.clone().with_implied_tables())
     }
 
     fn group(&mut self, ingress: &[(Traffic, Peer)], egress: &[(Traffic, Peer)]) -> GroupIx {
@@ -238,6 +240,7 @@ impl Lab {
             kind,
             engine: None,
             run: None,
+            max_flows: None,
             place: place(),
         });
         self.0.interfaces.push(Interface {
