@@ -223,6 +223,8 @@ fn a_packet_that_is_dropped_allocates_nothing() {
     let a = world::a();
     let whole = world::tcp((A_V4, 40_000), (B_V4, 443), true);
     let mut fragment = whole.clone();
+    fragment.truncate(36);
+    fragment[3] = 36;
     fragment[6] = 0x20;
     let mut road = Road::new();
     for (packet, reason) in [
@@ -240,7 +242,7 @@ fn a_packet_that_is_dropped_allocates_nothing() {
         ),
         (whole[..39].to_vec(), DropReason::Malformed),
         (vec![], DropReason::Malformed),
-        (fragment, DropReason::Fragment),
+        (fragment, DropReason::TinyFragment),
         (
             world::udp((A_V4, 40_000), ("224.0.0.1", 53)),
             DropReason::NotUnicast,

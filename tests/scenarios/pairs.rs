@@ -315,6 +315,8 @@ fn ask_explain(policy: &Policy, probe: &Probe) -> Fate {
                     source: EPHEMERAL,
                     destination,
                     flags,
+                    end: 1,
+                    acknowledgement: 0,
                 },
             )
         }
