@@ -1,23 +1,32 @@
-//! Tracked flows: a sharded table of bounded size, one entry for each flow at
-//! each interface (AWS tracks per interface: sender's and receiver's state are
+//! Flows: a sharded table of bounded size, one entry for each flow at each
+//! interface (AWS keeps state per interface: sender's and receiver's are
 //! separate).
+//!
+//! A tracked flow passes whatever the rules say later. An untracked one
+//! (aws-semantics §3.2) is remembered too, but only so that its packets aren't
+//! taken for the start of something else: the rules judge each of them, or did
+//! so already under the policy in force.
 //!
 //! Sans-IO: `now` is an argument. Looking a flow up allocates nothing; opening
 //! one may. Expired entries count as absent at once and are removed by
 //! [`FlowTable::sweep`], off the packet path. The hash is seeded at random, so
 //! nobody can aim at one bucket.
 
+mod allowance;
 mod state;
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use dashmap::mapref::one::Ref;
 use foldhash::quality::RandomState;
 
 use crate::model::{Direction, RuleId, Tracking};
-use crate::packet::{FlowKey, Packet, TcpFlags, Transport};
-use state::State;
+use crate::packet::{FlowKey, Packet};
+use crate::policy::Allowance;
+use allowance::{Allowances, Charge};
+use state::{Segment, State};
 
 /// Milliseconds since the appliance started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -36,15 +45,22 @@ pub const DEFAULT_CAPACITY: usize = 1 << 20;
 /// holds each only briefly.
 const SHARDS: usize = 256;
 
-/// No room for a new flow.
+/// Why a flow can't be tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the flow table is full")]
-pub struct TableFull;
+pub enum NoRoom {
+    /// Its entity tracks as many as its allowance admits.
+    #[error("the entity's connection allowance is used up")]
+    Allowance,
+    /// The table is full.
+    #[error("the flow table is full")]
+    Table,
+}
 
 /// The flows of all interfaces.
 #[derive(Debug)]
 pub struct FlowTable {
     flows: DashMap<FlowKey, Flow, RandomState>,
+    allowances: Allowances,
     /// Entries, live or not yet swept. Kept beside the map, whose own count
     /// locks every shard.
     entries: AtomicUsize,
@@ -54,13 +70,62 @@ pub struct FlowTable {
 #[derive(Debug)]
 struct Flow {
     state: AtomicU8,
-    /// Millisecond at which the flow counts as gone.
-    expires: AtomicU64,
     /// Which way its first packet went, seen from the interface.
     initiator: Direction,
-    /// The rule that let its first packet through.
-    admitted_by: RuleId,
+    tracked: bool,
+    /// Millisecond at which the flow counts as gone.
+    expires: AtomicU64,
+    /// For each direction, what has judged its packets: see [`Judged`].
+    judged: [AtomicU32; 2],
+    /// The sequence numbers after the initiator's and the responder's FIN.
+    fins: [AtomicU32; 2],
+    /// The rule that lets each direction pass. Of a tracked flow only the
+    /// initiator's counts.
+    rules: [AtomicU64; 2],
+    /// Its place in the entity's allowance, if that is limited; given back when
+    /// the flow is dropped.
+    charge: Option<Charge>,
 }
+
+/// The packet that opens a flow, and how it is to be kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
+    /// The first packet.
+    pub packet: &'a Packet,
+    /// Which way it goes at the key's interface.
+    pub direction: Direction,
+    /// The interface's idle times.
+    pub tracking: &'a Tracking,
+    /// The time.
+    pub now: Millis,
+    /// The rule that let the packet through.
+    pub rule: RuleId,
+    /// Whether the flow is tracked.
+    pub tracked: bool,
+    /// The allowance of the interface's entity, if it has one.
+    pub allowance: Option<Allowance>,
+    /// Whether a live flow with that key gives way. Otherwise it stays, and
+    /// takes note of the packet: another worker opened it in this moment.
+    pub replace: bool,
+}
+
+/// A live flow, held for the time of one packet. The table must not be written
+/// to meanwhile.
+#[derive(Debug)]
+pub struct FlowRef<'t>(Ref<'t, FlowKey, Flow>);
+
+/// What has judged the packets of one direction of a flow under one policy
+/// generation; what did need not be asked again until the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judged {
+    /// The groups' rules let them pass (asked of untracked flows only).
+    Rules = 1,
+    /// The network ACL lets them pass.
+    Acl = 2,
+}
+
+/// Bits of a generation that are kept beside the two of [`Judged`].
+const GENERATION_SHIFT: u32 = 2;
 
 impl FlowTable {
     /// An empty table for at most `capacity` flows.
@@ -71,94 +136,86 @@ impl FlowTable {
                 RandomState::default(),
                 SHARDS,
             ),
+            allowances: Allowances::default(),
             entries: AtomicUsize::new(0),
             capacity,
         }
     }
 
-    /// If `packet`, which goes `direction` at the key's interface, belongs to a
-    /// live flow: lets the flow take note of it and gives the rule that
-    /// admitted the flow.
-    pub fn pass(
-        &self,
-        key: &FlowKey,
-        packet: &Packet,
-        direction: Direction,
-        tracking: &Tracking,
-        now: Millis,
-    ) -> Option<RuleId> {
-        let reopens = {
-            let flow = self.flows.get(key)?;
-            if flow.expires.load(Ordering::Relaxed) <= now.0 {
-                return None;
-            }
-            let state = State::from_bits(packet.protocol, flow.state.load(Ordering::Relaxed));
-            if state.is_closed() && opens(packet) {
-                true
-            } else {
-                flow.take_note(packet, direction, tracking, now);
-                return Some(flow.admitted_by);
-            }
-        };
-        // A connection attempt on the ports of a closed connection is a new
-        // flow, judged by the rules. The guard above is gone by now: removing
-        // under it would deadlock.
-        let closed = |_: &FlowKey, flow: &Flow| {
-            State::from_bits(key.protocol, flow.state.load(Ordering::Relaxed)).is_closed()
-        };
-        if reopens && self.flows.remove_if(key, closed).is_some() {
-            self.entries.fetch_sub(1, Ordering::Relaxed);
-        }
-        None
+    /// The live flow with that key.
+    #[inline]
+    pub fn find(&self, key: &FlowKey, now: Millis) -> Option<FlowRef<'_>> {
+        let flow = self.flows.get(key)?;
+        (flow.expires.load(Ordering::Relaxed) > now.0).then_some(FlowRef(flow))
     }
 
-    /// Starts tracking the flow of `packet`, which `rule` admitted.
+    /// Remembers the flow that a packet opens. An untracked one for which there
+    /// is no room is not remembered, and that is no error: the rules judge its
+    /// packets anyway.
     ///
     /// # Errors
-    /// [`TableFull`] when there is no room for another.
-    pub fn open(
-        &self,
-        key: FlowKey,
-        packet: &Packet,
-        direction: Direction,
-        tracking: &Tracking,
-        now: Millis,
-        rule: RuleId,
-    ) -> Result<(), TableFull> {
-        let state = State::opened_by(packet.protocol, &segment(packet));
-        let flow = Flow {
-            state: AtomicU8::new(state.bits()),
-            expires: AtomicU64::new(now.0.saturating_add(state.timeout(tracking))),
-            initiator: direction,
-            admitted_by: rule,
-        };
-        // The place is reserved before the shard is locked; two workers can't
-        // both take the last one.
-        let reserved = self
-            .entries
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |entries| {
-                (entries < self.capacity).then_some(entries + 1)
-            })
-            .is_ok();
+    /// [`NoRoom`] if a tracked one can't be had.
+    pub fn open(&self, key: FlowKey, opening: &Opening<'_>) -> Result<(), NoRoom> {
+        // Whatever is decided is decided under the shard's lock, so two workers
+        // neither open a flow twice nor both take the last place.
         match self.flows.entry(key) {
             Entry::Occupied(mut occupied) => {
-                if reserved {
-                    self.entries.fetch_sub(1, Ordering::Relaxed);
-                }
-                // Either another worker opened it in this moment, then it is
-                // live and stays; or it has expired and is replaced.
-                if occupied.get().expires.load(Ordering::Relaxed) <= now.0 {
-                    occupied.insert(flow);
-                } else {
+                let live = occupied.get().expires.load(Ordering::Relaxed) > opening.now.0;
+                if live && !opening.replace {
+                    let Opening {
+                        packet,
+                        direction,
+                        tracking,
+                        now,
+                        ..
+                    } = *opening;
                     occupied.get().take_note(packet, direction, tracking, now);
+                    return Ok(());
                 }
+                // The predecessor's place in the allowance is the new one's.
+                let charge = match occupied.get_mut().charge.take() {
+                    Some(charge) if opening.tracked => Some(charge),
+                    _ => self.charge(opening)?,
+                };
+                occupied.insert(Flow::opened(opening, charge));
                 Ok(())
             }
-            Entry::Vacant(vacant) if reserved => {
-                vacant.insert(flow);
-                Ok(())
+            Entry::Vacant(vacant) => {
+                let charge = self.charge(opening)?;
+                let reserved = self
+                    .entries
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |entries| {
+                        (entries < self.capacity).then_some(entries + 1)
+                    })
+                    .is_ok();
+                if reserved {
+                    vacant.insert(Flow::opened(opening, charge));
+                    Ok(())
+                } else if opening.tracked {
+                    Err(NoRoom::Table)
+                } else {
+                    Ok(())
+                }
             }
-            Entry::Vacant(_) => Err(TableFull),
+        }
+    }
+
+    fn charge(&self, opening: &Opening<'_>) -> Result<Option<Charge>, NoRoom> {
+        match opening.allowance {
+            Some(allowance) if opening.tracked => match self.allowances.charge(allowance) {
+                Some(charge) => Ok(Some(charge)),
+                None => Err(NoRoom::Allowance),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// Forgets a flow that is closed (another worker may have opened the next
+    /// one in its place meanwhile; that stays).
+    pub fn forget_closed(&self, key: &FlowKey) {
+        let closed = |_: &FlowKey, flow: &Flow| flow.state(key.protocol).is_closed();
+        if self.flows.remove_if(key, closed).is_some() {
+            self.entries.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -198,27 +255,141 @@ impl FlowTable {
     pub fn capacity(&self) -> usize {
         self.capacity
     }
+
+    /// How many more flows the entity of that allowance may track.
+    pub fn available(&self, allowance: Allowance) -> u32 {
+        self.allowances.available(allowance)
+    }
+}
+
+impl FlowRef<'_> {
+    /// Whether it passes whatever the rules say.
+    #[inline]
+    pub fn is_tracked(&self) -> bool {
+        self.0.tracked
+    }
+
+    /// Whether it is a TCP connection that was reset or closed from both sides.
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.0.state(self.0.key().protocol).is_closed()
+    }
+
+    /// Which way its first packet went.
+    pub fn initiator(&self) -> Direction {
+        self.0.initiator
+    }
+
+    /// The rule that admitted its first packet.
+    #[inline]
+    pub fn admitted_by(&self) -> RuleId {
+        self.rule(self.0.initiator)
+    }
+
+    /// The rule that let the packets of one direction pass the last time that
+    /// the rules were asked.
+    pub fn rule(&self, direction: Direction) -> RuleId {
+        RuleId(self.0.rules[direction as usize].load(Ordering::Relaxed))
+    }
+
+    /// Moves the state on and puts the expiry off, as the packet asks.
+    #[inline]
+    pub fn take_note(
+        &self,
+        packet: &Packet,
+        direction: Direction,
+        tracking: &Tracking,
+        now: Millis,
+    ) {
+        self.0.take_note(packet, direction, tracking, now);
+    }
+
+    /// Whether `by` has let that direction pass under policy `generation`.
+    #[inline]
+    pub fn passed(&self, by: Judged, direction: Direction, generation: u64) -> bool {
+        let judged = self.0.judged[direction as usize].load(Ordering::Relaxed);
+        judged >> GENERATION_SHIFT == kept(generation) && judged & by as u32 != 0
+    }
+
+    /// Notes that `by` lets that direction pass under policy `generation`.
+    pub fn set_passed(&self, by: Judged, direction: Direction, generation: u64) {
+        let slot = &self.0.judged[direction as usize];
+        let judged = slot.load(Ordering::Relaxed);
+        let others = if judged >> GENERATION_SHIFT == kept(generation) {
+            judged & ((1 << GENERATION_SHIFT) - 1)
+        } else {
+            0
+        };
+        let judged = kept(generation) << GENERATION_SHIFT | others | by as u32;
+        slot.store(judged, Ordering::Relaxed);
+    }
+
+    /// Notes which rule let that direction pass.
+    pub fn set_rule(&self, direction: Direction, rule: RuleId) {
+        self.0.rules[direction as usize].store(rule.0, Ordering::Relaxed);
+    }
+}
+
+/// As much of a generation as fits beside [`Judged`]. It would take a billion
+/// saves within the life of one flow for two to look alike.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low bits are what is kept"
+)]
+fn kept(generation: u64) -> u32 {
+    (generation as u32) << GENERATION_SHIFT >> GENERATION_SHIFT
 }
 
 impl Flow {
-    /// Moves the state on and puts the expiry off, as the packet asks. Two
-    /// workers may do so at once for the two directions of a flow, so the
+    fn opened(opening: &Opening<'_>, charge: Option<Charge>) -> Self {
+        let segment = Segment::of(opening.packet);
+        let state = State::opened_by(opening.packet.protocol, &segment.flags);
+        let mut rules = [0; 2];
+        rules[opening.direction as usize] = opening.rule.0;
+        Self {
+            state: AtomicU8::new(state.bits()),
+            initiator: opening.direction,
+            tracked: opening.tracked,
+            expires: AtomicU64::new(
+                opening
+                    .now
+                    .0
+                    .saturating_add(state.timeout(opening.tracking)),
+            ),
+            judged: Default::default(),
+            fins: [AtomicU32::new(segment.end), AtomicU32::new(0)],
+            rules: rules.map(AtomicU64::new),
+            charge,
+        }
+    }
+
+    fn state(&self, protocol: u8) -> State {
+        State::from_bits(protocol, self.state.load(Ordering::Relaxed))
+    }
+
+    /// Two workers may do so at once for the two directions of a flow, so the
     /// state changes by compare and exchange.
     fn take_note(&self, packet: &Packet, direction: Direction, tracking: &Tracking, now: Millis) {
-        let segment = segment(packet);
+        let segment = Segment::of(packet);
         let from_initiator = direction == self.initiator;
-        let mut bits = self.state.load(Ordering::Relaxed);
+        let mut bits = self.state.load(Ordering::Acquire);
         loop {
             let state = State::from_bits(packet.protocol, bits);
             // What is closed stays so, and its expiry stands.
             if state.is_closed() {
                 return;
             }
-            let next = state.after(&segment, from_initiator);
+            // A side's first FIN counts. It is stored before the state tells
+            // of it, and only this side's packets store it.
+            if segment.flags.fin && !state.has_finished(from_initiator) {
+                self.fins[usize::from(!from_initiator)].store(segment.end, Ordering::Relaxed);
+            }
+            let fins = [0, 1].map(|side: usize| self.fins[side].load(Ordering::Relaxed));
+            let next = state.after(&segment, from_initiator, fins);
             let moved = next.bits() == bits
                 || self
                     .state
-                    .compare_exchange_weak(bits, next.bits(), Ordering::Relaxed, Ordering::Relaxed)
+                    .compare_exchange_weak(bits, next.bits(), Ordering::Release, Ordering::Acquire)
                     .map_err(|seen| bits = seen)
                     .is_ok();
             if !moved {
@@ -231,7 +402,7 @@ impl Flow {
                 self.expires.store(expires, Ordering::Relaxed);
                 // Another worker may have closed the connection between the
                 // look at the state and this store; the earlier end counts.
-                let state = State::from_bits(packet.protocol, self.state.load(Ordering::Relaxed));
+                let state = self.state(packet.protocol);
                 if state.is_closed() {
                     let end = now.0.saturating_add(state.timeout(tracking));
                     self.expires.fetch_min(end, Ordering::Relaxed);
@@ -242,20 +413,9 @@ impl Flow {
     }
 }
 
-fn segment(packet: &Packet) -> TcpFlags {
-    match packet.transport {
-        Transport::Tcp { flags, .. } => flags,
-        Transport::Udp { .. }
-        | Transport::IcmpQuery { .. }
-        | Transport::Icmp { .. }
-        | Transport::Other
-        | Transport::Fragment => TcpFlags::default(),
-    }
-}
-
-fn opens(packet: &Packet) -> bool {
-    let flags = segment(packet);
-    flags.syn && !flags.ack
+/// Whether the packet asks for a new TCP connection.
+pub fn opens_connection(packet: &Packet) -> bool {
+    Segment::of(packet).opens()
 }
 
 #[cfg(test)]

@@ -2,24 +2,30 @@
 //! verdict with its provenance out.
 //!
 //! Everything that judges packets goes through [`Datapath::judge`]: the
-//! engine's workers, `explain` (with a [`Recorder`] that writes down each
-//! step), the proof at start and the tests. Sans-IO; a packet of a known flow
+//! engine's workers, `explain` and `replay` (with a [`Recorder`] that writes down
+//! each step), the proof at start and the tests. Sans-IO; a packet of a known flow
 //! allocates nothing.
 
 mod explain;
+mod station;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::conntrack::{FlowTable, Millis};
-use crate::model::{Direction, InterfaceIx, RuleId};
-use crate::packet::{self, Packet, ParseError};
-use crate::policy::{CompiledRule, DropReason, Guard, Hop, Policy, PolicyInterface, Query};
+use crate::model::{Direction, GATEWAY_MTU, InterfaceIx, RuleId};
+use crate::packet::{self, Packet, ParseError, Transport};
+use crate::policy::{
+    AclDecision, AclTable, CompiledRule, DropReason, Guard, Hop, Owner, Path, Policy,
+    PolicyInterface, PolicySubnet, Query, Service, Stranded,
+};
+use station::Station;
 
 pub use explain::{
-    EPHEMERAL, Explanation, Leg, LegStep, NearMiss, Question, QuestionError, RuleView, explain,
+    AclView, EPHEMERAL, Explanation, Leg, LegStep, NearMiss, Question, QuestionError, RouteView,
+    RuleView, explain,
 };
 
-/// The tracked flows, and the road on which policies are applied to packets.
+/// The flows, and the road on which policies are applied to packets.
 #[derive(Debug)]
 pub struct Datapath {
     flows: FlowTable,
@@ -34,6 +40,14 @@ pub struct Verdict {
     pub egress: Option<Admission>,
     /// What let it reach the receiver; `None` outside the VPC or if nothing did.
     pub ingress: Option<Admission>,
+    /// What the VPC's router tells the sender of a packet that is too big.
+    pub answer: Option<Answer>,
+    /// Whether fragments that waited for this one follow it:
+    /// [`Datapath::next_released`] gives them.
+    pub released: bool,
+    /// Fragments that waited and died with this one, each to be counted as
+    /// `overlapping_fragment` at the sender.
+    pub lost: u16,
 }
 
 /// Where a packet goes.
@@ -45,12 +59,39 @@ pub enum Fate {
         to: InterfaceIx,
         /// Bytes of the packet.
         length: usize,
+        /// The largest packet that the path takes, if this one is longer: it
+        /// is to be sent in fragments of at most so many bytes
+        /// ([`packet::split`]).
+        split: Option<u16>,
+    },
+    /// It waits: a fragment whose datagram's first hasn't come yet.
+    Hold {
+        /// The sender.
+        at: InterfaceIx,
     },
     /// Nowhere.
     Drop {
         /// Why.
         reason: DropReason,
         /// The interface at which it was dropped.
+        at: InterfaceIx,
+    },
+}
+
+/// The ICMP error that the VPC's router answers a packet with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It reaches the sender: the first `length` bytes of the frame.
+    Sent {
+        /// Bytes of the error.
+        length: usize,
+    },
+    /// The sender's network ACL or groups keep it out, and the sender never
+    /// learns (aws-semantics §13, black-holed large packets).
+    Dropped {
+        /// Why.
+        reason: DropReason,
+        /// The sender.
         at: InterfaceIx,
     },
 }
@@ -76,6 +117,13 @@ pub enum Step<'p> {
         /// Whether it may use the address.
         passed: bool,
     },
+    /// The packet is for a service that nothing filters.
+    Unfiltered {
+        /// The sender.
+        at: InterfaceIx,
+        /// The service.
+        service: Service,
+    },
     /// The destination turned out not to be one host's address.
     NotUnicast {
         /// The sender.
@@ -97,6 +145,13 @@ pub enum Step<'p> {
         /// What admitted the flow's first packet.
         rule: RuleId,
     },
+    /// The packet belongs to a connection that is closed.
+    Closed {
+        /// The interface.
+        at: InterfaceIx,
+        /// Which way the packet passes it.
+        direction: Direction,
+    },
     /// The rules were asked.
     Judged {
         /// The interface.
@@ -109,25 +164,47 @@ pub enum Step<'p> {
         query: Query,
         /// The rule that lets it pass.
         rule: Option<&'p CompiledRule>,
+        /// Whether the flow is tracked, where the packet opened one.
+        opens: Option<bool>,
     },
     /// The rules allowed it, but there is no room to track the flow.
-    TableFull {
+    NoRoom {
         /// The interface.
         at: InterfaceIx,
+        /// `FlowTableFull` or `ConntrackAllowance`.
+        reason: DropReason,
+    },
+    /// A network ACL was asked.
+    Acl {
+        /// The interface in whose subnet it is in force.
+        at: InterfaceIx,
+        /// The ACL.
+        acl: &'p AclTable,
+        /// The address on the other side.
+        peer: IpAddr,
+        /// Protocol and port.
+        query: Query,
+        /// What it decided.
+        decision: AclDecision<'p>,
     },
     /// The way was looked up.
     Routed {
         /// The sender.
         at: InterfaceIx,
         /// The next hop, or why there is none.
-        hop: Result<Hop, DropReason>,
+        hop: Result<Hop<'p>, Stranded<'p>>,
     },
-    /// The packet is larger than the receiver takes.
+    /// The packet is larger than the path takes.
     TooBig {
         /// The receiver.
         at: InterfaceIx,
-        /// Its MTU.
+        /// What the path takes.
         mtu: u16,
+    },
+    /// The receiver may not take what is addressed to others.
+    DestinationCheck {
+        /// The receiver.
+        at: InterfaceIx,
     },
     /// The packet was handed to the receiver.
     Delivered {
@@ -157,15 +234,25 @@ impl Recorder for Silent {
 /// Why and where a packet ends.
 type Dropped = (DropReason, InterfaceIx);
 
+/// By which way a packet is forwarded, and what becomes of it on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    to: InterfaceIx,
+    new_source: Option<Ipv4Addr>,
+    new_destination: Option<Ipv4Addr>,
+    /// The largest packet that it takes.
+    mtu: u16,
+}
+
 impl Datapath {
-    /// A data path that tracks at most `capacity` flows.
+    /// A data path that remembers at most `capacity` flows.
     pub fn new(capacity: usize) -> Self {
         Self {
             flows: FlowTable::new(capacity),
         }
     }
 
-    /// The flows that it tracks.
+    /// The flows.
     pub fn flows(&self) -> &FlowTable {
         &self.flows
     }
@@ -173,7 +260,7 @@ impl Datapath {
     /// Judges the packet at the start of `frame`, which came from the
     /// interface `from`. On [`Fate::Forward`] the frame holds the packet as
     /// the receiver is to get it: the internet gateway may have translated
-    /// addresses.
+    /// addresses. With [`Answer::Sent`] it holds the answer.
     pub fn judge<R: Recorder>(
         &self,
         policy: &Policy,
@@ -189,9 +276,12 @@ impl Datapath {
             },
             egress: None,
             ingress: None,
+            answer: None,
+            released: false,
+            lost: 0,
         };
         verdict.fate = match self.walk(policy, from, frame, now, recorder, &mut verdict) {
-            Ok((to, length)) => Fate::Forward { to, length },
+            Ok(fate) => fate,
             Err((reason, at)) => Fate::Drop { reason, at },
         };
         verdict
@@ -206,7 +296,7 @@ impl Datapath {
         now: Millis,
         recorder: &mut R,
         verdict: &mut Verdict,
-    ) -> Result<(InterfaceIx, usize), Dropped> {
+    ) -> Result<Fate, Dropped> {
         let sender = policy
             .interface(from)
             .ok_or((DropReason::UnknownInterface, from))?;
@@ -219,160 +309,202 @@ impl Datapath {
             ParseError::TinyFragment => (DropReason::TinyFragment, from),
         })?;
 
-        // 2. The sender may use the source address.
+        // 2. What nothing filters, and who may send at all.
+        let owner = self.admit(policy, from, sender, &packet, recorder)?;
+
+        // 3. The groups and ACLs on both sides, and the way between them.
+        let way = self.pass(
+            policy,
+            from,
+            sender,
+            owner,
+            frame,
+            &mut packet,
+            now,
+            recorder,
+            verdict,
+        )?;
+
+        // 4. Delivery. The VPC's router is invisible: it leaves the TTL alone.
+        recorder.step(Step::Delivered {
+            at: way.to,
+            packet: &packet,
+        });
+        Ok(way.fate(&packet))
+    }
+
+    /// The checks that come before any rule; gives who has the destination
+    /// address.
+    fn admit<R: Recorder>(
+        &self,
+        policy: &Policy,
+        from: InterfaceIx,
+        sender: &PolicyInterface,
+        packet: &Packet,
+        recorder: &mut R,
+    ) -> Result<Option<Owner>, Dropped> {
+        let in_vpc = sender.subnet().is_some();
+        let unfiltered = |recorder: &mut R, service| {
+            recorder.step(Step::Unfiltered { at: from, service });
+            Err((DropReason::NoService, from))
+        };
+        // A client without an address yet asks for one by broadcast.
+        if in_vpc && is_dhcp(packet) {
+            return unfiltered(recorder, Service::Dhcp);
+        }
         let passed = may_send_as(sender, packet.source);
         recorder.step(Step::SourceCheck { at: from, passed });
         if !passed {
             return Err((DropReason::SourceCheck, from));
         }
+        let owner = policy.directory().owner(packet.destination);
+        if in_vpc && let Some(Owner::Service(service)) = owner {
+            return unfiltered(recorder, service);
+        }
         if !is_unicast(packet.destination) {
             recorder.step(Step::NotUnicast { at: from });
             return Err((DropReason::NotUnicast, from));
         }
+        Ok(owner)
+    }
 
-        // 3. The sender's egress groups. Its flow is tracked from here on, even
-        // if the packet ends later on the road: state is per interface.
+    /// From the sender's groups to the receiver's. The sender's flow is
+    /// remembered even if the packet ends later on the road: state is per
+    /// interface.
+    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
+    #[inline]
+    fn pass<R: Recorder>(
+        &self,
+        policy: &Policy,
+        from: InterfaceIx,
+        sender: &PolicyInterface,
+        owner: Option<Owner>,
+        frame: &mut [u8],
+        packet: &mut Packet,
+        now: Millis,
+        recorder: &mut R,
+        verdict: &mut Verdict,
+    ) -> Result<Way, Dropped> {
+        // Between hosts of one subnet no ACL stands.
+        let crosses = |subnet: &PolicySubnet| !subnet.holds(packet.destination);
+        let crossing = sender.subnet().is_some_and(crosses);
         let at = Station {
             policy,
             interface: sender,
             at: from,
             direction: Direction::Egress,
+            crosses_boundary: crossing,
             peer_is_itself: true,
+            now,
         };
-        verdict.egress = self.pass_groups(at, &packet, now, recorder)?;
+        verdict.egress = self.pass_station(at, packet, frame, recorder)?;
 
-        let source_is_own = sender.has(packet.source);
-
-        // 4. The way, and the internet gateway's translation.
         let hop = policy
             .directory()
-            .route(sender, packet.source, packet.destination);
+            .route(from, sender, packet.source, packet.destination, owner);
         recorder.step(Step::Routed { at: from, hop });
-        let hop = hop.map_err(|reason| (reason, from))?;
+        let hop = hop.map_err(|stranded| (stranded.reason, from))?;
         let to = hop.to;
         let receiver = policy
             .interface(to)
             .ok_or((DropReason::UnknownDestination, from))?;
-        if let Some(public) = hop.new_source {
-            packet::rewrite_source(frame, &mut packet, public);
-        }
-        if let Some(private) = hop.new_destination {
-            packet::rewrite_destination(frame, &mut packet, private);
-        }
-        if packet.length > usize::from(receiver.mtu) {
+        let way = Way {
+            to,
+            new_source: hop.new_source,
+            new_destination: hop.new_destination,
+            mtu: if hop.crosses_gateway() {
+                receiver.mtu.min(GATEWAY_MTU)
+            } else {
+                receiver.mtu
+            },
+        };
+        if packet.length > usize::from(way.mtu) && packet.dont_fragment {
             recorder.step(Step::TooBig {
                 at: to,
-                mtu: receiver.mtu,
+                mtu: way.mtu,
             });
+            verdict.answer = self.answer(policy, from, sender, frame, packet, way.mtu, now);
             return Err((DropReason::TooBig, to));
         }
 
-        // 5. The receiver's ingress groups.
+        // The receiver's side sees the addresses as the gateway leaves them.
+        let source_is_own = sender.has(packet.source);
+        way.translate(frame, packet);
         let at = Station {
             policy,
             interface: receiver,
             at: to,
             direction: Direction::Ingress,
+            crosses_boundary: !matches!(hop.path, Path::Subnet),
             peer_is_itself: source_is_own,
+            now,
         };
-        verdict.ingress = self.pass_groups(at, &packet, now, recorder)?;
-
-        // 6. Delivery. The VPC's router is invisible: it leaves the TTL alone.
-        recorder.step(Step::Delivered {
-            at: to,
-            packet: &packet,
-        });
-        Ok((to, packet.length))
+        verdict.ingress = self.pass_station(at, packet, frame, recorder)?;
+        if receiver.source_dest_check
+            && receiver.subnet().is_some()
+            && !receiver.has(packet.destination)
+        {
+            recorder.step(Step::DestinationCheck { at: to });
+            return Err((DropReason::DestinationCheck, to));
+        }
+        Ok(way)
     }
 
-    /// Tier 1: a packet of a flow that the interface tracks passes, whatever the
-    /// rules say now. Tier 2: any other is judged by the rules, and the flow
-    /// that it starts is tracked.
-    fn pass_groups<R: Recorder>(
+    /// What the VPC's router tells the sender of a packet that is too big: it
+    /// comes from outside of the sender's subnet and is judged like anything
+    /// that does (aws-semantics §3.7).
+    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
+    #[cold]
+    fn answer(
         &self,
-        station: Station<'_>,
+        policy: &Policy,
+        from: InterfaceIx,
+        sender: &PolicyInterface,
+        frame: &mut [u8],
         packet: &Packet,
+        mtu: u16,
         now: Millis,
-        recorder: &mut R,
-    ) -> Result<Option<Admission>, Dropped> {
-        let Station {
+    ) -> Option<Answer> {
+        let length = packet::too_big(frame, packet, mtu)?;
+        let frame = frame.get_mut(..length)?;
+        let error = packet::parse(frame).ok()?;
+        let at = Station {
             policy,
-            interface,
-            at,
-            direction,
-            peer_is_itself,
-        } = station;
-        let Some(table) = interface.rules(direction) else {
-            recorder.step(Step::Unguarded { at, direction });
-            return Ok(None);
+            interface: sender,
+            at: from,
+            direction: Direction::Ingress,
+            crosses_boundary: true,
+            peer_is_itself: false,
+            now,
         };
-
-        let key = packet.flow_key(at, direction);
-        let known = key.and_then(|key| {
-            self.flows
-                .pass(&key, packet, direction, &interface.tracking, now)
-        });
-        if let Some(rule) = known {
-            recorder.step(Step::Tracked {
-                at,
-                direction,
-                rule,
-            });
-            return Ok(Some(Admission {
-                rule,
-                tracked: true,
-            }));
-        }
-
-        let (peer, refusal) = match direction {
-            Direction::Egress => (packet.destination, DropReason::NoEgressRule),
-            Direction::Ingress => (packet.source, DropReason::NoIngressRule),
-        };
-        let query = Query {
-            protocol: packet.protocol,
-            selector: packet.selector(),
-        };
-        // What an interface forwards for others under their addresses has lost
-        // their groups on the way (aws-semantics §2, middlebox routing).
-        let groups = if peer_is_itself {
-            policy.groups_of(peer)
-        } else {
-            &[]
-        };
-        let rule = table.find(peer, groups, query);
-        recorder.step(Step::Judged {
-            at,
-            direction,
-            peer,
-            query,
-            rule,
-        });
-        let rule = rule.ok_or((refusal, at))?.id;
-        if let Some(key) = key {
-            self.flows
-                .open(key, packet, direction, &interface.tracking, now, rule)
-                .map_err(|_| {
-                    recorder.step(Step::TableFull { at });
-                    (DropReason::FlowTableFull, at)
-                })?;
-        }
-        Ok(Some(Admission {
-            rule,
-            tracked: false,
-        }))
+        Some(match self.pass_station(at, &error, frame, &mut Silent) {
+            Ok(_) => Answer::Sent { length },
+            Err((reason, at)) => Answer::Dropped { reason, at },
+        })
     }
 }
 
-/// One interface as a packet passes it.
-#[derive(Clone, Copy)]
-struct Station<'p> {
-    policy: &'p Policy,
-    interface: &'p PolicyInterface,
-    at: InterfaceIx,
-    direction: Direction,
-    /// Whether the address on the other side is that of who sent the packet,
-    /// or, for one that is being sent, of whom it is for.
-    peer_is_itself: bool,
+impl Way {
+    /// Gives the packet in `frame` the addresses that the gateway gives it.
+    #[inline]
+    fn translate(&self, frame: &mut [u8], packet: &mut Packet) {
+        if let Some(public) = self.new_source {
+            packet::rewrite_source(frame, packet, public);
+        }
+        if let Some(private) = self.new_destination {
+            packet::rewrite_destination(frame, packet, private);
+        }
+    }
+
+    /// The fate of a packet that goes this way.
+    #[inline]
+    fn fate(&self, packet: &Packet) -> Fate {
+        Fate::Forward {
+            to: self.to,
+            length: packet.length,
+            split: (packet.length > usize::from(self.mtu)).then_some(self.mtu),
+        }
+    }
 }
 
 /// The source check. Addresses that no host has are refused even where the
@@ -391,6 +523,24 @@ fn may_send_as(interface: &PolicyInterface, source: IpAddr) -> bool {
 fn is_unicast(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(address.is_multicast() || address.is_loopback() || address.is_unspecified() || broadcast)
+}
+
+/// Whether the packet is a DHCP client's, to whatever address. (AWS's list of
+/// what is never filtered has the name alone; the ports are those of RFC 2131
+/// and RFC 8415.)
+#[inline]
+fn is_dhcp(packet: &Packet) -> bool {
+    let Transport::Udp {
+        source,
+        destination,
+    } = packet.transport
+    else {
+        return false;
+    };
+    match packet.source {
+        IpAddr::V4(_) => (source, destination) == (68, 67),
+        IpAddr::V6(_) => (source, destination) == (546, 547),
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 //! * [`RuleTable`]: the rules of one set of groups in one direction, found by
 //!   peer (a prefix trie for CIDRs and prefix lists, a map for groups), then by
 //!   protocol and port range. Interfaces with the same groups share one.
+//! * [`PolicySubnet`]: a subnet's network ACL ([`AclTable`], both ways) and its
+//!   route table ([`RouteIndex`]).
 //! * [`Directory`]: who has which address, and where packets go.
 //!
 //! Referenced groups are not expanded into addresses: a table says "members of
@@ -15,11 +17,14 @@
 //! carries. So a change of membership rebuilds the directory and the member's
 //! own tables, nothing else.
 
+mod acl;
 mod directory;
 mod matcher;
 
 pub mod oracle;
 mod reason;
+mod routes;
+mod service;
 mod table;
 mod trie;
 
@@ -27,13 +32,19 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::model::{
-    Address, Attachment, Direction, GroupIx, InterfaceIx, Model, Peer, SecurityGroup, Tracking, Via,
+    Address, Attachment, Direction, EntityKind, GroupIx, IcmpErrors, InterfaceIx, LoadBalancer,
+    Model, Peer, SecurityGroup, Tracking, Via,
 };
 
-pub use directory::{Directory, Hop, Owner, Role, Route};
+pub use acl::{AclDecision, AclTable};
+pub use directory::{Directory, Hop, Owner, Path, Stranded};
 pub use matcher::Query;
 pub use reason::DropReason;
+pub use routes::{CompiledRoute, RouteIndex, Target};
+pub use service::Service;
 pub use table::{CompiledRule, Coverage, GroupKey, RuleTable};
 
 use table::{PeerSet, TableIndex};
@@ -45,6 +56,7 @@ pub struct Policy {
     slots: Vec<Option<PolicyInterface>>,
     directory: Directory,
     groups: GroupNames,
+    icmp_errors: IcmpErrors,
 }
 
 /// An interface as the data path needs it.
@@ -62,8 +74,25 @@ pub struct PolicyInterface {
     pub source_dest_check: bool,
     /// Idle timeouts of its flows.
     pub tracking: Tracking,
+    /// The first interface of its entity, which stands for the entity.
+    pub entity: InterfaceIx,
+    /// How many flows its entity may track, if that is limited.
+    pub allowance: Option<Allowance>,
+    /// Whether it belongs to a network load balancer, whose flows are always
+    /// tracked (aws-semantics §3.3).
+    pub always_tracked: bool,
     /// What guards it.
     pub guard: Guard,
+}
+
+/// How many flows an entity may track at a time, on all its interfaces together
+/// (aws-semantics §3.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// The entity's first interface, which stands for it.
+    pub owner: InterfaceIx,
+    /// Most tracked flows at a time.
+    pub limit: u32,
 }
 
 /// What stands between an interface and the rest.
@@ -77,12 +106,54 @@ pub enum Guard {
         ingress: RuleTable,
         /// Rules for what leaves it.
         egress: RuleTable,
+        /// The subnet that it is in.
+        subnet: Arc<PolicySubnet>,
     },
     /// Nothing: a host outside the VPC, behind this gateway.
     Outside(Via),
 }
 
+/// A subnet as the data path needs it.
+#[derive(Debug)]
+pub struct PolicySubnet {
+    /// Its name in the lab file.
+    pub name: String,
+    /// Its blocks.
+    pub cidrs: Vec<IpNet>,
+    /// Its network ACL for what enters it.
+    pub acl_ingress: Arc<AclTable>,
+    /// Its network ACL for what leaves it.
+    pub acl_egress: Arc<AclTable>,
+    /// Its route table.
+    pub routes: Arc<RouteIndex>,
+}
+
+impl PolicySubnet {
+    /// Whether the address lies in it.
+    #[inline]
+    pub fn holds(&self, address: IpAddr) -> bool {
+        self.cidrs.iter().any(|block| block.contains(&address))
+    }
+
+    /// Its network ACL for packets that go that way, seen from the subnet.
+    pub fn acl(&self, direction: Direction) -> &AclTable {
+        match direction {
+            Direction::Ingress => &self.acl_ingress,
+            Direction::Egress => &self.acl_egress,
+        }
+    }
+}
+
 impl PolicyInterface {
+    /// The subnet that it is in; `None` outside the VPC.
+    #[inline]
+    pub fn subnet(&self) -> Option<&PolicySubnet> {
+        match &self.guard {
+            Guard::Groups { subnet, .. } => Some(subnet),
+            Guard::Outside(_) => None,
+        }
+    }
+
     /// Whether `address` is one of its own (private) addresses.
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.private == address)
@@ -104,16 +175,18 @@ impl Policy {
     /// whatever their order in the files, and the generation goes on from it.
     pub fn compile(model: &Model, previous: Option<&Self>) -> Self {
         let mut groups = previous.map_or_else(GroupNames::default, |old| old.groups.clone());
-        let mut tables = Tables::new(model, &mut groups, previous);
-        let slots: Vec<Option<PolicyInterface>> = placement(model, previous)
-            .into_iter()
-            .map(|at| Some(tables.interface(at?)))
+        let placement = placement(model, previous);
+        let mut tables = Tables::new(model, &mut groups, previous, &placement);
+        let slots: Vec<Option<PolicyInterface>> = placement
+            .iter()
+            .map(|at| Some(tables.interface((*at)?)))
             .collect();
         Self {
             generation: previous.map_or(1, |old| old.generation + 1),
-            directory: Directory::new(&model.vpc.cidrs, &slots),
+            directory: Directory::new(&model.vpc.cidrs, &model.subnets, &slots),
             slots,
             groups,
+            icmp_errors: model.vpc.icmp_errors,
         }
     }
 
@@ -153,17 +226,26 @@ impl Policy {
     /// The groups that rules see `address` in: those of the interface whose
     /// private address it is (aws-semantics §2: never by public address).
     pub fn groups_of(&self, address: IpAddr) -> &[GroupKey] {
-        let Some(Owner {
-            interface,
-            role: Role::Private,
-        }) = self.directory.owner(address)
-        else {
+        let Some(Owner::Private(interface)) = self.directory.owner(address) else {
             return &[];
         };
         match self.interface(interface).map(|owner| &owner.guard) {
             Some(Guard::Groups { member_of, .. }) => member_of,
             Some(Guard::Outside(_)) | None => &[],
         }
+    }
+
+    /// Whether `address` is the private address of a network load balancer.
+    pub fn is_always_tracked(&self, address: IpAddr) -> bool {
+        match self.directory.owner(address) {
+            Some(Owner::Private(at)) => self.interface(at).is_some_and(|it| it.always_tracked),
+            _ => false,
+        }
+    }
+
+    /// How ICMP errors are let in and out.
+    pub fn icmp_errors(&self) -> IcmpErrors {
+        self.icmp_errors
     }
 
     /// The name of a group, for people.
@@ -230,16 +312,32 @@ struct Tables<'m> {
     keys: Vec<GroupKey>,
     made: HashMap<TableKey, RuleTable>,
     previous: HashMap<TableKey, Arc<TableIndex>>,
+    /// By position in the model.
+    subnets: Vec<Arc<PolicySubnet>>,
+    /// The slot of each entity's first interface.
+    hosts: Vec<InterfaceIx>,
 }
 
 impl<'m> Tables<'m> {
-    fn new(model: &'m Model, groups: &mut GroupNames, previous: Option<&Policy>) -> Self {
+    fn new(
+        model: &'m Model,
+        groups: &mut GroupNames,
+        previous: Option<&Policy>,
+        placement: &[Option<InterfaceIx>],
+    ) -> Self {
+        let mut slots = vec![None; model.interfaces.len()];
+        for (slot, at) in placement.iter().enumerate() {
+            if let Some(at) = at {
+                slots[at.ix()] = Some(InterfaceIx::new(slot));
+            }
+        }
         let mut reusable = HashMap::new();
         for (_, interface) in previous.into_iter().flat_map(Policy::interfaces) {
             if let Guard::Groups {
                 member_of,
                 ingress,
                 egress,
+                ..
             } = &interface.guard
             {
                 for (direction, table) in
@@ -260,6 +358,8 @@ impl<'m> Tables<'m> {
                 .collect(),
             made: HashMap::new(),
             previous: reusable,
+            subnets: subnets(model, &slots),
+            hosts: hosts(model, &slots),
         }
     }
 
@@ -267,16 +367,19 @@ impl<'m> Tables<'m> {
         let interface = &self.model.interfaces[at.ix()];
         let guard = match &interface.attachment {
             Attachment::External(via) => Guard::Outside(*via),
-            Attachment::Subnet { groups, .. } => {
+            Attachment::Subnet { groups, subnet } => {
                 let member_of: Arc<[GroupKey]> =
                     groups.iter().map(|group| self.keys[group.ix()]).collect();
                 Guard::Groups {
                     ingress: self.table(groups, &member_of, Direction::Ingress),
                     egress: self.table(groups, &member_of, Direction::Egress),
                     member_of,
+                    subnet: Arc::clone(&self.subnets[subnet.ix()]),
                 }
             }
         };
+        let entity = &self.model.entities[interface.entity.ix()];
+        let host = self.hosts[interface.entity.ix()];
         PolicyInterface {
             id: interface.id.clone(),
             label: self.model.interface_label(at),
@@ -284,6 +387,11 @@ impl<'m> Tables<'m> {
             mtu: interface.mtu,
             source_dest_check: interface.source_dest_check,
             tracking: interface.tracking,
+            entity: host,
+            allowance: entity
+                .max_flows
+                .map(|limit| Allowance { owner: host, limit }),
+            always_tracked: entity.kind == EntityKind::Elb(LoadBalancer::Network),
             guard,
         }
     }
@@ -318,14 +426,56 @@ impl<'m> Tables<'m> {
 
     fn peer_set(&self, peer: Peer) -> PeerSet {
         match peer {
-            Peer::Ipv4(net) => PeerSet::Nets(vec![net.into()]),
-            Peer::Ipv6(net) => PeerSet::Nets(vec![net.into()]),
+            Peer::Ipv4(net) => PeerSet::Net(net.into()),
+            Peer::Ipv6(net) => PeerSet::Net(net.into()),
             Peer::PrefixList(list) => {
-                PeerSet::Nets(self.model.prefix_lists[list.ix()].entries.clone())
+                PeerSet::List(self.model.prefix_lists[list.ix()].entries.clone())
             }
             Peer::Group(group) => PeerSet::Group(self.keys[group.ix()]),
         }
     }
+}
+
+/// The slot of each entity's first interface, which stands for it.
+fn hosts(model: &Model, slots: &[Option<InterfaceIx>]) -> Vec<InterfaceIx> {
+    let mut hosts = vec![None; model.entities.len()];
+    for (interface, slot) in model.interfaces.iter().zip(slots) {
+        let host = &mut hosts[interface.entity.ix()];
+        *host = host.or(*slot);
+    }
+    hosts.into_iter().map(Option::unwrap_or_default).collect()
+}
+
+/// The subnets with their ACLs and route tables, each compiled once.
+fn subnets(model: &Model, slots: &[Option<InterfaceIx>]) -> Vec<Arc<PolicySubnet>> {
+    let acls: Vec<[Arc<AclTable>; 2]> = model
+        .network_acls
+        .iter()
+        .map(|acl| {
+            [Direction::Ingress, Direction::Egress]
+                .map(|direction| Arc::new(AclTable::new(acl, direction)))
+        })
+        .collect();
+    let slot = |at: InterfaceIx| slots.get(at.ix()).copied().flatten();
+    let routes: Vec<Arc<RouteIndex>> = model
+        .route_tables
+        .iter()
+        .map(|table| Arc::new(RouteIndex::new(table, &model.vpc.cidrs, slot)))
+        .collect();
+    model
+        .subnets
+        .iter()
+        .map(|subnet| {
+            let [acl_ingress, acl_egress] = acls[subnet.network_acl.ix()].clone();
+            Arc::new(PolicySubnet {
+                name: subnet.name.clone(),
+                cidrs: subnet.cidrs.clone(),
+                acl_ingress,
+                acl_egress,
+                routes: Arc::clone(&routes[subnet.route_table.ix()]),
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]

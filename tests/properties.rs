@@ -67,7 +67,8 @@ impl Engine for UnderTest {
         };
         match verdict.fate {
             Fate::Drop { reason, at } => Judgement::Dropped { reason, at },
-            Fate::Forward { to, length } => {
+            Fate::Hold { .. } => unreachable!("no fragments are sent"),
+            Fate::Forward { to, length, .. } => {
                 let arrived = wire::decode(packet.from, &bytes[..length])
                     .expect("what is forwarded is a whole packet with right checksums");
                 Judgement::Delivered {

@@ -3,15 +3,16 @@
 //!
 //! AWS documents only the timeouts of established TCP, of UDP and of other
 //! protocols (aws-semantics §3.1, §3.5). The others are decisions: a
-//! connection that is opening or closing has 60 s, one that was reset or
-//! closed from both sides 10 s, an ICMP question 30 s.
+//! connection that is opening or closing has 60 s, one that both sides have
+//! ended 10 s, a closed one is remembered for 10 s, an ICMP question for 30 s.
 
 use crate::model::{Tracking, protocol};
-use crate::packet::TcpFlags;
+use crate::packet::{Packet, TcpFlags, Transport};
 
 /// Idle time of a TCP connection that is opening or closing. A decision.
 const TCP_TRANSIENT: u64 = 60_000;
-/// Time for which a closed TCP connection is remembered. A decision.
+/// Idle time of a TCP connection whose last acknowledgements are under way, and
+/// time for which a closed one is remembered. A decision.
 const TCP_CLOSED: u64 = 10_000;
 /// Idle time of an ICMP question. A decision.
 const ICMP: u64 = 30_000;
@@ -34,17 +35,67 @@ pub(super) enum TcpPhase {
     SynSent = 0,
     SynReceived = 1,
     Established = 2,
+    /// One side has sent a FIN.
     Closing = 3,
+    /// Reset, or ended by both sides and acknowledged by both.
     Closed = 4,
     /// Met in its middle, and only one side heard so far.
     PickedUp = 5,
+    /// Both sides have sent a FIN, not both are acknowledged.
+    LastAck = 6,
 }
 
-/// Which sides of a TCP connection have sent a FIN.
+/// Which sides of a TCP connection have sent a FIN, and whether it was
+/// acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Finished {
     initiator: bool,
     responder: bool,
+    initiator_acknowledged: bool,
+    responder_acknowledged: bool,
+}
+
+/// What a packet tells of the TCP connection that it belongs to; nothing for
+/// other protocols.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Segment {
+    pub(super) flags: TcpFlags,
+    /// The sequence number after it.
+    pub(super) end: u32,
+    pub(super) acknowledgement: u32,
+}
+
+impl Segment {
+    pub(super) fn of(packet: &Packet) -> Self {
+        match packet.transport {
+            Transport::Tcp {
+                flags,
+                end,
+                acknowledgement,
+                ..
+            } => Self {
+                flags,
+                end,
+                acknowledgement,
+            },
+            Transport::Udp { .. }
+            | Transport::IcmpQuery { .. }
+            | Transport::Icmp { .. }
+            | Transport::Other
+            | Transport::Fragment => Self::default(),
+        }
+    }
+
+    /// Whether it asks for a new connection.
+    pub(super) fn opens(&self) -> bool {
+        self.flags.syn && !self.flags.ack
+    }
+
+    /// Whether it acknowledges everything before `end`, in the arithmetic of
+    /// RFC 9293 §3.4.
+    fn acknowledges(&self, end: u32) -> bool {
+        self.flags.ack && self.acknowledgement.wrapping_sub(end) < 1 << 31
+    }
 }
 
 /// How many times a UDP request was answered, up to the two that make a
@@ -61,6 +112,8 @@ const STREAM: u8 = 2;
 
 const INITIATOR_FINISHED: u8 = 0x10;
 const RESPONDER_FINISHED: u8 = 0x20;
+const INITIATOR_ACKNOWLEDGED: u8 = 0x40;
+const RESPONDER_ACKNOWLEDGED: u8 = 0x80;
 const WAITING: u8 = 0x80;
 
 impl State {
@@ -73,8 +126,8 @@ impl State {
         match protocol_number {
             protocol::TCP => {
                 let finished = Finished {
-                    initiator: flags.fin,
-                    responder: false,
+                    initiator: flags.fin && !flags.rst,
+                    ..Finished::default()
                 };
                 let phase = match flags {
                     TcpFlags { rst: true, .. } => TcpPhase::Closed,
@@ -98,16 +151,15 @@ impl State {
         }
     }
 
-    /// The state after another packet of the flow.
-    pub(super) fn after(self, flags: &TcpFlags, from_initiator: bool) -> Self {
+    /// The state after another packet of the flow; `fins` are the sequence
+    /// numbers after the initiator's and the responder's FIN, as far as they
+    /// have sent one.
+    pub(super) fn after(self, segment: &Segment, from_initiator: bool, fins: [u32; 2]) -> Self {
         match self {
             Self::Tcp(phase, finished) => {
-                let finished = Finished {
-                    initiator: finished.initiator || flags.fin && from_initiator,
-                    responder: finished.responder || flags.fin && !from_initiator,
-                };
+                let finished = finished.after(segment, from_initiator, fins);
                 Self::Tcp(
-                    next_phase(phase, finished, *flags, from_initiator),
+                    next_phase(phase, finished, segment.flags, from_initiator),
                     finished,
                 )
             }
@@ -131,7 +183,7 @@ impl State {
         let millis = |duration: std::time::Duration| super::Millis::from(duration).0;
         match self {
             Self::Tcp(TcpPhase::Established, _) => millis(tracking.tcp_established),
-            Self::Tcp(TcpPhase::Closed, _) => TCP_CLOSED,
+            Self::Tcp(TcpPhase::Closed | TcpPhase::LastAck, _) => TCP_CLOSED,
             Self::Tcp(_, _) => TCP_TRANSIENT,
             Self::Udp(exchanges) if exchanges.complete >= STREAM => millis(tracking.udp_stream),
             Self::Udp(_) => millis(tracking.udp_timeout),
@@ -145,12 +197,19 @@ impl State {
         matches!(self, Self::Tcp(TcpPhase::Closed, _))
     }
 
+    /// Whether the FIN of that side has been seen.
+    pub(super) fn has_finished(self, initiator: bool) -> bool {
+        matches!(self, Self::Tcp(_, finished) if finished.of(initiator))
+    }
+
     pub(super) fn bits(self) -> u8 {
         match self {
             Self::Tcp(phase, finished) => {
                 phase as u8
                     | flag(finished.initiator, INITIATOR_FINISHED)
                     | flag(finished.responder, RESPONDER_FINISHED)
+                    | flag(finished.initiator_acknowledged, INITIATOR_ACKNOWLEDGED)
+                    | flag(finished.responder_acknowledged, RESPONDER_ACKNOWLEDGED)
             }
             Self::Udp(exchanges) => exchanges.complete | flag(exchanges.waiting, WAITING),
             Self::Icmp | Self::Other => 0,
@@ -166,11 +225,14 @@ impl State {
                     2 => TcpPhase::Established,
                     3 => TcpPhase::Closing,
                     5 => TcpPhase::PickedUp,
+                    6 => TcpPhase::LastAck,
                     _ => TcpPhase::Closed,
                 };
                 let finished = Finished {
                     initiator: bits & INITIATOR_FINISHED != 0,
                     responder: bits & RESPONDER_FINISHED != 0,
+                    initiator_acknowledged: bits & INITIATOR_ACKNOWLEDGED != 0,
+                    responder_acknowledged: bits & RESPONDER_ACKNOWLEDGED != 0,
                 };
                 Self::Tcp(phase, finished)
             }
@@ -188,6 +250,32 @@ fn flag(set: bool, bit: u8) -> u8 {
     if set { bit } else { 0 }
 }
 
+impl Finished {
+    fn of(self, initiator: bool) -> bool {
+        if initiator {
+            self.initiator
+        } else {
+            self.responder
+        }
+    }
+
+    fn after(mut self, segment: &Segment, from_initiator: bool, fins: [u32; 2]) -> Self {
+        if segment.flags.rst {
+            return self;
+        }
+        // Either side acknowledges the other's.
+        let [initiators, responders] = fins;
+        if from_initiator {
+            self.responder_acknowledged |= self.responder && segment.acknowledges(responders);
+            self.initiator |= segment.flags.fin;
+        } else {
+            self.initiator_acknowledged |= self.initiator && segment.acknowledges(initiators);
+            self.responder |= segment.flags.fin;
+        }
+        self
+    }
+}
+
 fn next_phase(
     phase: TcpPhase,
     finished: Finished,
@@ -199,12 +287,19 @@ fn next_phase(
     }
     match finished {
         Finished {
+            initiator_acknowledged: true,
+            responder_acknowledged: true,
+            ..
+        } => return TcpPhase::Closed,
+        Finished {
             initiator: true,
             responder: true,
-        } => return TcpPhase::Closed,
+            ..
+        } => return TcpPhase::LastAck,
         Finished {
             initiator: false,
             responder: false,
+            ..
         } => {}
         _ => return TcpPhase::Closing,
     }

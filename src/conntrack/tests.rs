@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::model::{InterfaceIx, protocol};
+use crate::packet::{TcpFlags, Transport};
 
 const RULE: RuleId = RuleId(7);
 const SYN: TcpFlags = TcpFlags {
@@ -34,12 +35,16 @@ fn packet(transport: Transport, protocol: u8) -> Packet {
 }
 
 fn tcp(flags: TcpFlags) -> Packet {
+    segment(flags, 0, 0)
+}
+
+fn segment(flags: TcpFlags, end: u32, acknowledgement: u32) -> Packet {
     let transport = Transport::Tcp {
         source: 40_000,
         destination: 443,
         flags,
-        end: 0,
-        acknowledgement: 0,
+        end,
+        acknowledgement,
     };
     packet(transport, protocol::TCP)
 }
@@ -69,17 +74,24 @@ impl Interface {
             key,
             now: 1_000,
         };
-        this.table
-            .open(
-                key,
-                first,
-                Direction::Egress,
-                &Tracking::default(),
-                Millis(this.now),
-                RULE,
-            )
-            .unwrap();
+        this.open(first, true, false).unwrap();
         this
+    }
+
+    fn open(&self, packet: &Packet, tracked: bool, replace: bool) -> Result<(), NoRoom> {
+        self.table.open(
+            self.key,
+            &Opening {
+                packet,
+                direction: Direction::Egress,
+                tracking: &Tracking::default(),
+                now: Millis(self.now),
+                rule: RULE,
+                tracked,
+                allowance: None,
+                replace,
+            },
+        )
     }
 
     fn out(&self, packet: &Packet) -> bool {
@@ -90,16 +102,16 @@ impl Interface {
         self.pass(packet, Direction::Ingress)
     }
 
+    /// Whether there is a flow that the packet may be part of.
     fn pass(&self, packet: &Packet, direction: Direction) -> bool {
-        self.table
-            .pass(
-                &self.key,
-                packet,
-                direction,
-                &Tracking::default(),
-                Millis(self.now),
-            )
-            .is_some()
+        let Some(flow) = self.table.find(&self.key, Millis(self.now)) else {
+            return false;
+        };
+        if flow.is_closed() {
+            return false;
+        }
+        flow.take_note(packet, direction, &Tracking::default(), Millis(self.now));
+        true
     }
 
     fn wait(&mut self, seconds: u64) -> &Self {
@@ -138,31 +150,129 @@ fn a_connection_met_in_its_middle_counts_as_established_once_both_sides_were_hea
 }
 
 #[test]
-fn a_connection_closed_from_both_sides_is_gone_after_ten_seconds() {
-    let mut eni = Interface::opened_by(&tcp(SYN));
+fn a_connection_is_closed_once_both_sides_have_ended_it_and_heard_so() {
+    let mut eni = Interface::opened_by(&segment(SYN, 101, 0));
     eni.establish();
-    assert!(eni.out(&tcp(FIN)));
-    assert!(eni.wait(59).back(&tcp(ACK)), "half closed");
-    assert!(eni.back(&tcp(FIN)));
-    assert!(eni.wait(9).out(&tcp(ACK)), "the last acknowledgement");
-    assert!(!eni.wait(1).out(&tcp(ACK)), "it didn't put the end off");
+    assert!(eni.out(&segment(FIN, 200, 900)));
+    assert!(eni.wait(59).back(&segment(ACK, 950, 200)), "half closed");
+    assert!(eni.back(&segment(FIN, 1000, 200)));
+    assert!(
+        eni.out(&segment(ACK, 200, 950)),
+        "data sent again, and not the last word"
+    );
+    assert!(
+        eni.wait(9).out(&segment(ACK, 200, 1000)),
+        "the last acknowledgement"
+    );
+    assert!(!eni.out(&segment(ACK, 200, 1000)));
+    assert!(eni.table.find(&eni.key, Millis(eni.now + 9_999)).is_some());
+    assert!(eni.table.find(&eni.key, Millis(eni.now + 10_000)).is_none());
 }
 
 #[test]
-fn a_reset_ends_a_connection_after_ten_seconds() {
-    let mut eni = Interface::opened_by(&tcp(SYN));
+fn a_connection_that_both_sides_have_ended_without_hearing_so_has_ten_seconds() {
+    let mut eni = Interface::opened_by(&segment(SYN, 101, 0));
     eni.establish();
-    assert!(eni.back(&tcp(RST)));
-    assert!(!eni.wait(10).out(&tcp(ACK)));
+    assert!(eni.out(&segment(FIN, 200, 900)));
+    assert!(eni.back(&segment(FIN, 1000, 199)), "the two crossed");
+    assert!(eni.wait(9).back(&segment(ACK, 1000, 199)));
+    assert!(!eni.wait(10).back(&segment(ACK, 1000, 199)));
 }
 
 #[test]
-fn a_new_connection_on_the_ports_of_a_closed_one_is_judged_anew() {
+fn sequence_numbers_may_wrap_while_a_connection_closes() {
+    let eni = Interface::opened_by(&segment(SYN, u32::MAX - 10, 0));
+    eni.establish();
+    assert!(eni.out(&segment(FIN, u32::MAX, 7)));
+    assert!(eni.back(&segment(FIN, 8, 0)), "0 is past u32::MAX");
+    assert!(eni.out(&segment(ACK, u32::MAX, 8)));
+    assert!(!eni.out(&segment(ACK, u32::MAX, 8)), "closed");
+}
+
+#[test]
+fn a_reset_closes_a_connection_for_ten_seconds() {
     let eni = Interface::opened_by(&tcp(SYN));
     eni.establish();
     assert!(eni.back(&tcp(RST)));
-    assert!(!eni.out(&tcp(SYN)));
-    assert!(eni.table.is_empty(), "the closed one is forgotten");
+    assert!(!eni.out(&tcp(ACK)));
+    assert!(eni.table.find(&eni.key, Millis(eni.now + 9_999)).is_some());
+    assert!(eni.table.find(&eni.key, Millis(eni.now + 10_000)).is_none());
+}
+
+#[test]
+fn only_what_is_closed_is_forgotten_for_a_new_connection() {
+    let eni = Interface::opened_by(&tcp(SYN));
+    eni.table.forget_closed(&eni.key);
+    eni.establish();
+    assert!(eni.back(&tcp(RST)));
+    eni.table.forget_closed(&eni.key);
+    assert!(eni.table.is_empty());
+}
+
+#[test]
+fn what_was_judged_counts_for_its_direction_and_generation_only() {
+    let eni = Interface::opened_by(&udp());
+    let flow = eni.table.find(&eni.key, Millis(eni.now)).unwrap();
+    let (out, back) = (Direction::Egress, Direction::Ingress);
+    flow.set_passed(Judged::Acl, out, 7);
+    flow.set_passed(Judged::Rules, out, 7);
+    assert!(flow.passed(Judged::Acl, out, 7) && flow.passed(Judged::Rules, out, 7));
+    assert!(!flow.passed(Judged::Acl, back, 7) && !flow.passed(Judged::Acl, out, 8));
+    flow.set_passed(Judged::Acl, out, 8);
+    assert!(flow.passed(Judged::Acl, out, 8) && !flow.passed(Judged::Rules, out, 8));
+}
+
+#[test]
+fn an_allowance_counts_tracked_flows_and_gets_their_places_back() {
+    let table = FlowTable::new(100);
+    let allowance = Allowance {
+        owner: InterfaceIx::new(3),
+        limit: 2,
+    };
+    let open = |port, tracked, now| {
+        let transport = Transport::Udp {
+            source: port,
+            destination: 53,
+        };
+        let first = packet(transport, protocol::UDP);
+        let key = first
+            .flow_key(InterfaceIx::new(3), Direction::Egress)
+            .unwrap();
+        let opening = Opening {
+            packet: &first,
+            direction: Direction::Egress,
+            tracking: &Tracking::default(),
+            now: Millis(now),
+            rule: RULE,
+            tracked,
+            allowance: Some(allowance),
+            replace: true,
+        };
+        table.open(key, &opening)
+    };
+    assert_eq!(open(1, true, 0), Ok(()));
+    assert_eq!(open(2, false, 0), Ok(()), "untracked ones don't count");
+    assert_eq!(table.available(allowance), 1);
+    assert_eq!(open(3, true, 0), Ok(()));
+    assert_eq!(open(4, true, 0), Err(NoRoom::Allowance));
+    assert_eq!(open(2, true, 0), Err(NoRoom::Allowance));
+    assert_eq!(table.len(), 3, "what was there stays");
+    assert_eq!(open(1, true, 0), Ok(()), "in its own place");
+    assert_eq!(open(1, false, 0), Ok(()), "its place is free again");
+    assert_eq!(open(4, true, 0), Ok(()));
+    table.sweep(Millis(30_000));
+    assert_eq!(table.available(allowance), 2);
+}
+
+#[test]
+fn an_untracked_flow_without_room_is_merely_not_remembered() {
+    let eni = Interface {
+        table: FlowTable::new(0),
+        ..Interface::opened_by(&udp())
+    };
+    assert_eq!(eni.open(&udp(), false, false), Ok(()));
+    assert_eq!(eni.open(&udp(), true, false), Err(NoRoom::Table));
+    assert!(eni.table.is_empty());
 }
 
 #[test]
@@ -214,12 +324,23 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
         let key = first
             .flow_key(InterfaceIx::new(0), Direction::Egress)
             .unwrap();
-        let tracking = Tracking::default();
-        table.open(key, &first, Direction::Egress, &tracking, Millis(0), RULE)
+        table.open(
+            key,
+            &Opening {
+                packet: &first,
+                direction: Direction::Egress,
+                tracking: &Tracking::default(),
+                now: Millis(0),
+                rule: RULE,
+                tracked: true,
+                allowance: None,
+                replace: false,
+            },
+        )
     };
     assert_eq!(
         (open(1), open(2), open(3)),
-        (Ok(()), Ok(()), Err(TableFull))
+        (Ok(()), Ok(()), Err(NoRoom::Table))
     );
     assert_eq!(open(1), Ok(()), "a known flow needs no room");
     assert_eq!(table.len(), 2);
@@ -230,17 +351,26 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
 
 #[test]
 fn states_survive_being_packed_into_a_byte() {
-    let flags = [SYN, SYN_ACK, ACK, FIN, RST];
+    let segments = [SYN, SYN_ACK, ACK, FIN, RST].map(|flags| Segment {
+        flags,
+        end: 5,
+        acknowledgement: 5,
+    });
     for number in [protocol::TCP, protocol::UDP, protocol::ICMP, 47] {
-        for first in flags {
-            let mut states = vec![State::opened_by(number, &first)];
+        for first in &segments {
+            let mut states = vec![State::opened_by(number, &first.flags)];
             for _ in 0..4 {
                 let next: Vec<State> = states
                     .iter()
                     .flat_map(|state| {
-                        flags
-                            .iter()
-                            .flat_map(|next| [state.after(next, true), state.after(next, false)])
+                        segments.iter().flat_map(|next| {
+                            [
+                                state.after(next, true, [5, 5]),
+                                state.after(next, false, [5, 5]),
+                                state.after(next, true, [6, 6]),
+                                state.after(next, false, [6, 6]),
+                            ]
+                        })
                     })
                     .collect();
                 for state in &next {

@@ -11,9 +11,10 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::{EngineError, Shared};
-use crate::datapath::{Fate, Silent};
+use crate::datapath::{Answer, Fate, Silent, Verdict};
 use crate::link::Readiness;
 use crate::model::InterfaceIx;
+use crate::packet;
 use crate::policy::{DropReason, Policy};
 
 /// Largest frame: an IP packet has a 16-bit length.
@@ -141,7 +142,6 @@ impl Worker {
     /// Reads up to a budget of packets from one link and sends each on.
     fn drain(&self, link: usize, policy: &Policy, frame: &mut [u8]) -> Left {
         let shared = &*self.shared;
-        let tally = shared.counters.tally(self.number);
         let from = InterfaceIx::new(link);
         let now = shared.now();
         for _ in 0..BUDGET {
@@ -153,22 +153,57 @@ impl Worker {
                 shared
                     .datapath
                     .judge(policy, from, &mut frame[..length], now, &mut Silent);
-            match verdict.fate {
-                Fate::Drop { reason, at } => tally.dropped(reason, at),
-                Fate::Forward { to, length } => {
-                    let sent = shared
-                        .links
-                        .get(to.ix())
-                        .is_some_and(|receiver| receiver.send(&frame[..length]).is_ok());
-                    if sent {
-                        tally.delivered(from, to, length);
-                    } else {
-                        tally.dropped(DropReason::LinkFailed, to);
-                    }
+            self.carry_out(from, frame, verdict);
+        }
+        Left::More
+    }
+
+    /// Does with the packet in `frame` what was decided.
+    #[inline]
+    fn carry_out(&self, from: InterfaceIx, frame: &[u8], verdict: Verdict) {
+        let tally = self.shared.counters.tally(self.number);
+        match verdict.fate {
+            Fate::Drop { reason, at } => tally.dropped(reason, at),
+            Fate::Hold { .. } => {}
+            Fate::Forward {
+                to,
+                length,
+                split: None,
+            } => self.send(Some(from), to, &frame[..length]),
+            Fate::Forward {
+                to,
+                length,
+                split: Some(mtu),
+            } => {
+                let mut piece = vec![0; usize::from(mtu)];
+                let send = |fragment: &[u8]| self.send(Some(from), to, fragment);
+                if packet::split(&frame[..length], mtu, &mut piece, send).is_err() {
+                    tally.dropped(DropReason::TooBig, to);
                 }
             }
         }
-        Left::More
+        match verdict.answer {
+            Some(Answer::Sent { length }) => self.send(None, from, &frame[..length]),
+            Some(Answer::Dropped { reason, at }) => tally.dropped(reason, at),
+            None => {}
+        }
+    }
+
+    /// Writes a packet to a link and counts it; `from` is `None` for what the
+    /// VPC's router sends.
+    #[inline]
+    fn send(&self, from: Option<InterfaceIx>, to: InterfaceIx, packet: &[u8]) {
+        let tally = self.shared.counters.tally(self.number);
+        let sent = self
+            .shared
+            .links
+            .get(to.ix())
+            .is_some_and(|receiver| receiver.send(packet).is_ok());
+        if sent {
+            tally.delivered(from, to, packet.len());
+        } else {
+            tally.dropped(DropReason::LinkFailed, to);
+        }
     }
 
     fn cannot_read(&self, link: usize, error: &io::Error) -> Left {

@@ -137,9 +137,10 @@ impl Traffic {
 }
 
 impl Tally<'_> {
-    /// A packet of `bytes` went from one interface to another.
-    pub fn delivered(&self, from: InterfaceIx, to: InterfaceIx, bytes: usize) {
-        if let Some(slots) = self.slots.get(from.ix()) {
+    /// A packet of `bytes` went from one interface to another; `None` for what
+    /// the VPC's router sends.
+    pub fn delivered(&self, from: Option<InterfaceIx>, to: InterfaceIx, bytes: usize) {
+        if let Some(slots) = from.and_then(|from| self.slots.get(from.ix())) {
             bump(&slots.packets_out, 1);
             bump(&slots.bytes_out, bytes as u64);
         }
@@ -171,8 +172,8 @@ mod tests {
     fn workers_add_up_and_drops_keep_their_reason() {
         let counters = Counters::new(2, 2);
         let (a, b) = (InterfaceIx::new(0), InterfaceIx::new(1));
-        counters.tally(0).delivered(a, b, 100);
-        counters.tally(1).delivered(a, b, 50);
+        counters.tally(0).delivered(Some(a), b, 100);
+        counters.tally(1).delivered(Some(a), b, 50);
         counters.tally(1).dropped(DropReason::NoIngressRule, b);
         let seen = counters.traffic(b);
         assert_eq!((seen.packets_in, seen.bytes_in), (2, 150));

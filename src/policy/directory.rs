@@ -1,4 +1,4 @@
-//! Who has which address, and where a packet goes: the VPC's local route, the
+//! Who has which address, and where a packet goes: a subnet's route table, the
 //! virtual private gateway, the internet gateway with its translation.
 
 use std::collections::HashMap;
@@ -7,8 +7,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
-use crate::model::{InterfaceIx, Via};
+use crate::model::{InterfaceIx, Subnet, Via};
 
+use super::routes::{CompiledRoute, Target};
+use super::service::{self, Service};
 use super::{DropReason, Guard, PolicyInterface};
 
 /// Every address that somebody has.
@@ -16,214 +18,244 @@ use super::{DropReason, Guard, PolicyInterface};
 pub struct Directory {
     vpc: Vec<IpNet>,
     owners: HashMap<IpAddr, Owner, RandomState>,
-    /// Whether there is an internet gateway, and so default routes to it.
-    has_igw: bool,
 }
 
 /// Who has an address, and in what sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// The interface.
-    pub interface: InterfaceIx,
-    /// What the address is to it.
-    pub role: Role,
+pub enum Owner {
+    /// An interface of the VPC has it as its own, private address.
+    Private(InterfaceIx),
+    /// It is a public address that the internet gateway translates to this
+    /// private one of the interface.
+    Public(InterfaceIx, Ipv4Addr),
+    /// A host outside, behind that gateway.
+    Outside(InterfaceIx, Via),
+    /// A service of the VPC, which nothing filters.
+    Service(Service),
 }
 
-/// What an address is to its owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The interface's own address in the VPC.
-    Private,
-    /// A public address that the internet gateway translates to this one.
-    Public(Ipv4Addr),
-    /// The address of a host outside.
-    Outside(Via),
-}
-
-/// The route that a packet took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    /// The VPC's local route.
-    Local,
-    /// The virtual private gateway.
-    Vgw,
-    /// The internet gateway.
-    Igw,
-}
-
-impl Route {
-    /// `local`, `vgw` or `igw`.
-    pub fn as_str(self) -> &'static str {
+impl Owner {
+    /// The interface that has it.
+    pub fn interface(self) -> Option<InterfaceIx> {
         match self {
-            Self::Local => "local",
-            Self::Vgw => "vgw",
-            Self::Igw => "igw",
+            Self::Private(at) | Self::Public(at, _) | Self::Outside(at, _) => Some(at),
+            Self::Service(_) => None,
         }
     }
+}
+
+/// By which way a packet goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path<'p> {
+    /// From host to host inside one subnet: no route is asked.
+    Subnet,
+    /// By a route of the sender's subnet.
+    Route(&'p CompiledRoute),
+    /// From outside, through this gateway.
+    From(Via),
 }
 
 /// Where a packet goes next, and what the internet gateway makes of its
 /// addresses on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hop {
+pub struct Hop<'p> {
     /// The receiving interface.
     pub to: InterfaceIx,
-    /// Which route led there.
-    pub route: Route,
+    /// Which way led there.
+    pub path: Path<'p>,
     /// The new source address, if it is translated.
     pub new_source: Option<Ipv4Addr>,
     /// The new destination address, if it is translated.
     pub new_destination: Option<Ipv4Addr>,
 }
 
-impl Hop {
-    fn plain(to: InterfaceIx, route: Route) -> Self {
+impl<'p> Hop<'p> {
+    fn plain(to: InterfaceIx, path: Path<'p>) -> Self {
         Self {
             to,
-            route,
+            path,
             new_source: None,
             new_destination: None,
+        }
+    }
+
+    /// Whether it leads through a gateway to or from the world outside.
+    pub fn crosses_gateway(&self) -> bool {
+        match self.path {
+            Path::Subnet => false,
+            Path::Route(route) => matches!(route.target, Target::Igw | Target::Vgw),
+            Path::From(_) => true,
+        }
+    }
+}
+
+/// Why a packet goes nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stranded<'p> {
+    /// Why.
+    pub reason: DropReason,
+    /// The route that it would have taken, if there is one.
+    pub route: Option<&'p CompiledRoute>,
+}
+
+impl Stranded<'_> {
+    fn without_route(reason: DropReason) -> Self {
+        Self {
+            reason,
+            route: None,
         }
     }
 }
 
 impl Directory {
-    pub(super) fn new(vpc: &[IpNet], slots: &[Option<PolicyInterface>]) -> Self {
+    pub(super) fn new(
+        vpc: &[IpNet],
+        subnets: &[Subnet],
+        slots: &[Option<PolicyInterface>],
+    ) -> Self {
         let mut owners = HashMap::with_hasher(RandomState::default());
-        let mut has_igw = false;
         for (i, slot) in slots.iter().enumerate() {
             let Some(interface) = slot else { continue };
             let at = InterfaceIx::new(i);
-            let role = match interface.guard {
-                Guard::Groups { .. } => Role::Private,
-                Guard::Outside(via) => {
-                    has_igw |= via == Via::Igw;
-                    Role::Outside(via)
-                }
+            let owner = match interface.guard {
+                Guard::Groups { .. } => Owner::Private(at),
+                Guard::Outside(via) => Owner::Outside(at, via),
             };
             for address in &interface.addresses {
-                let owner = |role| Owner {
-                    interface: at,
-                    role,
-                };
-                owners.insert(address.private, owner(role));
+                owners.insert(address.private, owner);
                 if let (Some(public), IpAddr::V4(private)) = (address.public, address.private) {
-                    owners.insert(IpAddr::V4(public), owner(Role::Public(private)));
+                    owners.insert(IpAddr::V4(public), Owner::Public(at, private));
                 }
             }
+        }
+        for (address, service) in service::addresses(vpc, subnets) {
+            owners.insert(address, Owner::Service(service));
         }
         Self {
             vpc: vpc.to_vec(),
             owners,
-            has_igw,
         }
     }
 
     /// Who has `address`.
+    #[inline]
     pub fn owner(&self, address: IpAddr) -> Option<Owner> {
         self.owners.get(&address).copied()
     }
 
-    /// Where a packet that `from` sends goes.
+    /// Where a packet goes that the interface `at`, which is `from`, sends to
+    /// `destination`; `owner` is who has that address.
     ///
     /// # Errors
-    /// `NoRoute`, `NoPublicAddress` or `UnknownDestination`.
-    pub fn route(
+    /// `NoRoute`, `Blackhole`, `NoPublicAddress` or `UnknownDestination`.
+    pub fn route<'p>(
         &self,
-        from: &PolicyInterface,
+        at: InterfaceIx,
+        from: &'p PolicyInterface,
         source: IpAddr,
         destination: IpAddr,
-    ) -> Result<Hop, DropReason> {
-        match from.guard {
-            Guard::Groups { .. } => self.leaving_vpc(from, source, destination),
-            Guard::Outside(Via::Igw) => self.entering_from_internet(destination),
-            Guard::Outside(Via::Vgw) => self.entering_from_vpn(destination),
+        owner: Option<Owner>,
+    ) -> Result<Hop<'p>, Stranded<'p>> {
+        match &from.guard {
+            Guard::Groups { subnet, .. } => {
+                if subnet.holds(destination) {
+                    return local(owner)
+                        .map(|to| Hop::plain(to, Path::Subnet))
+                        .map_err(Stranded::without_route);
+                }
+                if service::is_never_forwarded(destination) {
+                    return Err(Stranded::without_route(DropReason::NoRoute));
+                }
+                let Some(route) = subnet.routes.find(destination) else {
+                    return Err(Stranded::without_route(DropReason::NoRoute));
+                };
+                self.follow(at, from, source, destination, owner, route)
+                    .map_err(|reason| Stranded {
+                        reason,
+                        route: Some(route),
+                    })
+            }
+            Guard::Outside(via) => match via {
+                Via::Igw => self.entering_from_internet(destination, owner),
+                Via::Vgw => self.entering_from_vpn(destination, owner),
+            }
+            .map_err(Stranded::without_route),
         }
     }
 
-    fn leaving_vpc(
+    fn follow<'p>(
         &self,
+        at: InterfaceIx,
         from: &PolicyInterface,
         source: IpAddr,
         destination: IpAddr,
-    ) -> Result<Hop, DropReason> {
-        let owner = self.owner(destination);
-        if self.in_vpc(destination) {
-            return local(owner);
+        owner: Option<Owner>,
+        route: &'p CompiledRoute,
+    ) -> Result<Hop<'p>, DropReason> {
+        let path = Path::Route(route);
+        match route.target {
+            Target::Blackhole => Err(DropReason::Blackhole),
+            Target::Local => local(owner).map(|to| Hop::plain(to, path)),
+            Target::Interface(Some(to)) if to != at => Ok(Hop::plain(to, path)),
+            Target::Interface(_) => Err(DropReason::NoRoute),
+            Target::Vgw => match owner {
+                Some(Owner::Outside(to, Via::Vgw)) => Ok(Hop::plain(to, path)),
+                _ => Err(DropReason::UnknownDestination),
+            },
+            Target::Igw => {
+                // IPv6 addresses are public as they are; IPv4's are translated.
+                let new_source = match source {
+                    IpAddr::V6(_) => None,
+                    IpAddr::V4(_) => {
+                        Some(public_of(from, source).ok_or(DropReason::NoPublicAddress)?)
+                    }
+                };
+                // What lies in the VPC isn't found on the internet.
+                let (to, new_destination) = match owner {
+                    Some(Owner::Outside(to, Via::Igw)) => (to, None),
+                    Some(Owner::Public(to, private)) if !self.in_vpc(destination) => {
+                        (to, Some(private))
+                    }
+                    _ => return Err(DropReason::UnknownDestination),
+                };
+                Ok(Hop {
+                    new_source,
+                    new_destination,
+                    ..Hop::plain(to, path)
+                })
+            }
         }
-        if let Some(Owner {
-            interface,
-            role: Role::Outside(Via::Vgw),
-        }) = owner
-        {
-            return Ok(Hop::plain(interface, Route::Vgw));
-        }
-        if !self.has_igw {
-            return Err(DropReason::NoRoute);
-        }
-        // IPv6 addresses are public as they are; IPv4's are translated.
-        let new_source = match source {
-            IpAddr::V6(_) => None,
-            IpAddr::V4(_) => Some(public_of(from, source).ok_or(DropReason::NoPublicAddress)?),
-        };
-        let Some(Owner { interface, role }) = owner else {
-            return Err(DropReason::UnknownDestination);
-        };
-        let new_destination = match role {
-            Role::Public(private) => Some(private),
-            Role::Outside(_) => None,
-            Role::Private => return Err(DropReason::UnknownDestination),
-        };
-        Ok(Hop {
-            to: interface,
-            route: Route::Igw,
-            new_source,
-            new_destination,
-        })
     }
 
-    fn entering_from_internet(&self, destination: IpAddr) -> Result<Hop, DropReason> {
-        let owner = self.owner(destination);
-        match (owner, destination) {
-            (
-                Some(Owner {
-                    interface,
-                    role: Role::Public(private),
-                }),
-                _,
-            ) => Ok(Hop {
+    fn entering_from_internet<'p>(
+        &self,
+        destination: IpAddr,
+        owner: Option<Owner>,
+    ) -> Result<Hop<'p>, DropReason> {
+        let path = Path::From(Via::Igw);
+        match owner {
+            Some(Owner::Public(to, private)) => Ok(Hop {
                 new_destination: Some(private),
-                ..Hop::plain(interface, Route::Igw)
+                ..Hop::plain(to, path)
             }),
             // Nobody on the internet reaches a private IPv4 address, and what
             // goes from one outside host to another doesn't cross the VPC.
-            (_, IpAddr::V4(_)) if self.in_vpc(destination) => Err(DropReason::NoRoute),
-            (
-                Some(Owner {
-                    role: Role::Outside(_),
-                    ..
-                }),
-                _,
-            ) => Err(DropReason::NoRoute),
-            (
-                Some(Owner {
-                    interface,
-                    role: Role::Private,
-                }),
-                _,
-            ) => Ok(Hop::plain(interface, Route::Igw)),
-            (None, _) => Err(DropReason::UnknownDestination),
+            _ if destination.is_ipv4() && self.in_vpc(destination) => Err(DropReason::NoRoute),
+            Some(Owner::Outside(..)) => Err(DropReason::NoRoute),
+            Some(Owner::Private(to)) => Ok(Hop::plain(to, path)),
+            Some(Owner::Service(_)) | None => Err(DropReason::UnknownDestination),
         }
     }
 
-    fn entering_from_vpn(&self, destination: IpAddr) -> Result<Hop, DropReason> {
+    fn entering_from_vpn<'p>(
+        &self,
+        destination: IpAddr,
+        owner: Option<Owner>,
+    ) -> Result<Hop<'p>, DropReason> {
         if !self.in_vpc(destination) {
             return Err(DropReason::NoRoute);
         }
-        local(self.owner(destination)).map(|hop| Hop {
-            route: Route::Vgw,
-            ..hop
-        })
+        local(owner).map(|to| Hop::plain(to, Path::From(Via::Vgw)))
     }
 
     fn in_vpc(&self, address: IpAddr) -> bool {
@@ -231,12 +263,9 @@ impl Directory {
     }
 }
 
-fn local(owner: Option<Owner>) -> Result<Hop, DropReason> {
+fn local(owner: Option<Owner>) -> Result<InterfaceIx, DropReason> {
     match owner {
-        Some(Owner {
-            interface,
-            role: Role::Private,
-        }) => Ok(Hop::plain(interface, Route::Local)),
+        Some(Owner::Private(to)) => Ok(to),
         _ => Err(DropReason::UnknownDestination),
     }
 }

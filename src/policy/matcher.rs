@@ -14,6 +14,24 @@ pub struct Query {
     pub selector: u16,
 }
 
+/// Whether `traffic` covers `query`.
+pub(super) fn covers(traffic: Traffic, query: Query) -> bool {
+    let [kind, code] = query.selector.to_be_bytes();
+    let icmp = |wanted: IcmpMatch| match wanted {
+        IcmpMatch::Any => true,
+        IcmpMatch::Type(wanted) => kind == wanted,
+        IcmpMatch::TypeAndCode(wanted, exactly) => (kind, code) == (wanted, exactly),
+    };
+    match traffic {
+        Traffic::All => true,
+        Traffic::Tcp(ports) => query.protocol == protocol::TCP && ports.contains(query.selector),
+        Traffic::Udp(ports) => query.protocol == protocol::UDP && ports.contains(query.selector),
+        Traffic::Icmp(wanted) => query.protocol == protocol::ICMP && icmp(wanted),
+        Traffic::Icmpv6(wanted) => query.protocol == protocol::ICMPV6 && icmp(wanted),
+        Traffic::Other(number) => query.protocol == number,
+    }
+}
+
 /// Number of a rule within its table: the lower, the earlier it is declared.
 pub(super) type RuleNumber = u32;
 

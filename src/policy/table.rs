@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{Direction, Place, RuleId, SecurityGroup, SecurityGroupRule, Traffic};
+use crate::model::{
+    Direction, Place, PortRange, RuleId, SecurityGroup, SecurityGroupRule, Traffic, protocol,
+};
 
 use super::matcher::{Arena, Matcher, NO_RULE, Query, RuleNumber, index};
 use super::trie::{NONE, Prefix, Trie};
@@ -68,8 +70,10 @@ impl CompiledRule {
 /// The peer of a rule, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PeerSet {
-    /// A CIDR, or the entries of a prefix list.
-    Nets(Vec<IpNet>),
+    /// A CIDR.
+    Net(IpNet),
+    /// The entries of a prefix list.
+    List(Vec<IpNet>),
     /// Members of a group.
     Group(GroupKey),
 }
@@ -132,7 +136,7 @@ impl RuleTable {
         let meets = |traffic: Traffic, peers: PeerSet| {
             TableIndex::build(vec![(traffic, peers)]).find(peer, peer_groups, query) != NO_RULE
         };
-        let everybody = PeerSet::Nets(vec![
+        let everybody = PeerSet::List(vec![
             IpNet::V4(ipnet::Ipv4Net::default()),
             IpNet::V6(ipnet::Ipv6Net::default()),
         ]);
@@ -140,6 +144,19 @@ impl RuleTable {
             peer: meets(Traffic::All, peers.clone()),
             traffic: meets(*traffic, everybody),
         })
+    }
+
+    /// Whether some rule, not only the first, covers `query` and has all
+    /// addresses of that family as its peer, written as a CIDR.
+    pub fn is_open_to_all(&self, v4: bool, query: Query) -> bool {
+        self.index.open[usize::from(!v4)].first(&self.index.arena, query) != NO_RULE
+    }
+
+    /// Whether one rule covers every port of that protocol, TCP or UDP, and has
+    /// all addresses of that family as its peer, written as a CIDR.
+    pub fn is_open_on_all_ports(&self, v4: bool, protocol: u8) -> bool {
+        let tcp_or_udp = usize::from(protocol != protocol::TCP);
+        self.index.open_on_all_ports[usize::from(!v4)][tcp_or_udp]
     }
 
     /// Whether both look rules up in the very same index.
@@ -161,6 +178,10 @@ pub(super) struct TableIndex {
     v4_peers: Vec<PeerNode>,
     v6_peers: Vec<PeerNode>,
     groups: HashMap<GroupKey, Matcher, foldhash::fast::RandomState>,
+    /// The rules whose peer is 0.0.0.0/0, and those whose peer is ::/0.
+    open: [Matcher; 2],
+    /// Whether one of those covers all ports of TCP, of UDP.
+    open_on_all_ports: [[bool; 2]; 2],
     arena: Arena,
     sources: Vec<Source>,
 }
@@ -179,19 +200,31 @@ impl TableIndex {
         let mut v4: BTreeMap<Prefix, Vec<(Traffic, RuleNumber)>> = BTreeMap::new();
         let mut v6 = BTreeMap::new();
         let mut groups: BTreeMap<GroupKey, Vec<(Traffic, RuleNumber)>> = BTreeMap::new();
+        let mut open: [Vec<(Traffic, RuleNumber)>; 2] = Default::default();
+        let mut open_on_all_ports = [[false; 2]; 2];
         for (number, (traffic, peers)) in sources.iter().enumerate() {
             let rule = (*traffic, index(number));
+            let mut admit = |net: &IpNet| {
+                let family = if net.addr().is_ipv4() {
+                    &mut v4
+                } else {
+                    &mut v6
+                };
+                family.entry(prefix(*net)).or_default().push(rule);
+            };
             match peers {
-                PeerSet::Nets(nets) => {
-                    for net in nets {
-                        let family = if net.addr().is_ipv4() {
-                            &mut v4
-                        } else {
-                            &mut v6
-                        };
-                        family.entry(prefix(*net)).or_default().push(rule);
+                PeerSet::Net(net) => {
+                    admit(net);
+                    if net.prefix_len() == 0 {
+                        let family = usize::from(net.addr().is_ipv6());
+                        open[family].push(rule);
+                        for (slot, number) in [protocol::TCP, protocol::UDP].into_iter().enumerate()
+                        {
+                            open_on_all_ports[family][slot] |= covers_all_ports(*traffic, number);
+                        }
                     }
                 }
+                PeerSet::List(nets) => nets.iter().for_each(admit),
                 PeerSet::Group(group) => groups.entry(*group).or_default().push(rule),
             }
         }
@@ -202,12 +235,15 @@ impl TableIndex {
             .into_iter()
             .map(|(group, rules)| (group, arena.matcher(&rules)))
             .collect();
+        let open = open.map(|rules| arena.matcher(&rules));
         Self {
             v4,
             v6,
             v4_peers,
             v6_peers,
             groups,
+            open,
+            open_on_all_ports,
             arena,
             sources,
         }
@@ -265,14 +301,24 @@ fn family(
     (Trie::build(&prefixes), nodes)
 }
 
-fn prefix(net: IpNet) -> Prefix {
+/// Whether `traffic` covers every port of `protocol`, TCP or UDP.
+fn covers_all_ports(traffic: Traffic, protocol: u8) -> bool {
+    match traffic {
+        Traffic::All => true,
+        Traffic::Tcp(PortRange::ALL) => protocol == protocol::TCP,
+        Traffic::Udp(PortRange::ALL) => protocol == protocol::UDP,
+        _ => false,
+    }
+}
+
+pub(super) fn prefix(net: IpNet) -> Prefix {
     Prefix {
         bits: address_bits(net.network()),
         length: net.prefix_len(),
     }
 }
 
-fn address_bits(address: IpAddr) -> u128 {
+pub(super) fn address_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
         IpAddr::V6(v6) => v6.to_bits(),
