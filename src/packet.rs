@@ -42,7 +42,9 @@ pub enum Transport {
         /// Flags.
         flags: TcpFlags,
         /// The sequence number that follows the segment: its own plus what it
-        /// carries (RFC 9293, SEG.SEQ + SEG.LEN), modulo 2^32.
+        /// carries (RFC 9293, SEG.SEQ + SEG.LEN), modulo 2^32. Of a first
+        /// fragment, which doesn't tell how long the segment is: what follows
+        /// the part that is there.
         end: u32,
         /// The acknowledgement number; means something with [`TcpFlags::ack`].
         acknowledgement: u32,
@@ -90,6 +92,10 @@ pub struct Fragment {
     pub length: u16,
     /// Whether more follow.
     pub more: bool,
+    /// IPv4's protocol, and the next header after IPv6's fragment header, which
+    /// of a first fragment may be an extension header and then differs from
+    /// [`Packet::protocol`].
+    pub next: u8,
 }
 
 /// One packet, as far as verdicts go.
@@ -99,7 +105,8 @@ pub struct Packet {
     pub source: IpAddr,
     /// Destination address, of the same family.
     pub destination: IpAddr,
-    /// IANA number of what follows the IP header and its extensions.
+    /// IANA number of what follows the IP header and its extensions; of an IPv6
+    /// fragment other than the first [`Fragment::next`], as more isn't known.
     pub protocol: u8,
     /// Ports, types and flags.
     pub transport: Transport,

@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
+use etherparse::err::tcp::HeaderSliceError;
 use etherparse::{
     IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice,
     TcpHeaderSlice, UdpHeaderSlice,
 };
 
-use super::{Packet, TcpFlags, Transport};
+use super::{Fragment, Packet, TcpFlags, Transport};
 use crate::model::protocol;
 
 /// Longest chain of IPv6 extension headers that is followed. RFC 8200 §4.1
@@ -26,11 +27,13 @@ pub enum ParseError {
     TinyFragment,
 }
 
-/// Reads the headers of the IP packet at the start of `frame`.
+/// Reads the headers of the IP packet at the start of `frame`. Of a fragment
+/// other than the first there is only the IP header to read.
 ///
 /// # Errors
 /// [`ParseError::Malformed`] unless every header is whole and every length
-/// agrees; [`ParseError::TinyFragment`] for every fragment, the first included.
+/// agrees; [`ParseError::TinyFragment`] for a first fragment that lacks a part
+/// of the headers up to and including the transport's (RFC 1858, RFC 7112).
 pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
     match frame.first().map(|byte| byte >> 4) {
         Some(4) => parse_v4(frame),
@@ -46,94 +49,203 @@ fn parse_v4(frame: &[u8]) -> Result<Packet, ParseError> {
     let payload = frame
         .get(transport_offset..length)
         .ok_or(ParseError::Malformed)?;
-    if header.is_fragmenting_payload() {
-        return Err(ParseError::TinyFragment);
-    }
     let protocol = header.protocol().0;
+    let (fragment, transport) = if header.is_fragmenting_payload() {
+        let fragment = fragment_v4(&header, payload.len())?;
+        (Some(fragment), transport_of(fragment, protocol, payload)?)
+    } else {
+        (None, transport(protocol, payload, Extent::Whole)?)
+    };
     Ok(Packet {
         source: IpAddr::V4(header.source_addr()),
         destination: IpAddr::V4(header.destination_addr()),
         protocol,
-        transport: transport(protocol, payload)?,
+        transport,
         length,
         transport_offset,
-        fragment: None,
-        dont_fragment: true,
+        fragment,
+        dont_fragment: header.dont_fragment(),
     })
 }
 
 fn parse_v6(frame: &[u8]) -> Result<Packet, ParseError> {
     let header = Ipv6HeaderSlice::from_slice(frame).map_err(|_| ParseError::Malformed)?;
-    let length = header.slice().len() + usize::from(header.payload_length());
+    let header_length = header.slice().len();
+    let length = header_length + usize::from(header.payload_length());
     let packet = frame.get(..length).ok_or(ParseError::Malformed)?;
-    let (next, transport_offset) =
-        skip_extensions(packet, header.next_header(), header.slice().len())?;
+    let chain = if is_extension(header.next_header()) {
+        skip_extensions(packet, header.next_header(), header_length, length)?
+    } else {
+        Chain {
+            next: header.next_header().0,
+            offset: header_length,
+            fragment: None,
+        }
+    };
+    let payload = packet.get(chain.offset..).ok_or(ParseError::Malformed)?;
+    let transport = match chain.fragment {
+        None => transport(chain.next, payload, Extent::Whole)?,
+        Some(fragment) => transport_of(fragment, chain.next, payload)?,
+    };
     Ok(Packet {
         source: IpAddr::V6(header.source_addr()),
         destination: IpAddr::V6(header.destination_addr()),
-        protocol: next.0,
-        transport: transport(next.0, &packet[transport_offset..])?,
+        protocol: chain.next,
+        transport,
         length,
-        transport_offset,
-        fragment: None,
+        transport_offset: chain.offset,
+        fragment: chain.fragment,
         dont_fragment: true,
     })
 }
 
-/// The protocol after the extension headers, and where it starts. AH and ESP
-/// count as protocols of their own, as they do over IPv4.
-fn skip_extensions(
-    packet: &[u8],
-    mut next: IpNumber,
-    mut offset: usize,
-) -> Result<(IpNumber, usize), ParseError> {
-    for _ in 0..=MAX_EXTENSIONS {
-        let rest = packet.get(offset..).ok_or(ParseError::Malformed)?;
-        match next {
-            IpNumber::IPV6_HEADER_HOP_BY_HOP
+/// What an IPv4 header says of the `length` bytes of payload, a part of a
+/// datagram's.
+pub(super) fn fragment_v4(
+    header: &Ipv4HeaderSlice<'_>,
+    length: usize,
+) -> Result<Fragment, ParseError> {
+    part_of_datagram(Fragment {
+        id: u32::from(header.identification()),
+        offset: header.fragments_offset().byte_offset(),
+        length: u16::try_from(length).map_err(|_| ParseError::Malformed)?,
+        more: header.more_fragments(),
+        next: header.protocol().0,
+    })
+}
+
+/// `fragment`, if there can be a datagram that it is a part of.
+fn part_of_datagram(fragment: Fragment) -> Result<Fragment, ParseError> {
+    let empty = fragment.length == 0;
+    let broken = fragment.more && !fragment.length.is_multiple_of(8);
+    let beyond = fragment.offset.checked_add(fragment.length).is_none();
+    if empty || broken || beyond {
+        return Err(ParseError::Malformed);
+    }
+    Ok(fragment)
+}
+
+/// Where a chain of IPv6 headers leads.
+pub(super) struct Chain {
+    /// The protocol after the headers; after the fragment header of a fragment
+    /// other than the first what that header says.
+    pub(super) next: u8,
+    /// Where it starts.
+    pub(super) offset: usize,
+    /// What the fragment header says, unless the datagram is whole.
+    pub(super) fragment: Option<Fragment>,
+}
+
+fn is_extension(next: IpNumber) -> bool {
+    matches!(
+        next,
+        IpNumber::IPV6_HEADER_HOP_BY_HOP
             | IpNumber::IPV6_ROUTE_HEADER
-            | IpNumber::IPV6_DESTINATION_OPTIONS => {
-                let extension =
-                    Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| ParseError::Malformed)?;
-                next = extension.next_header();
-                offset += extension.slice().len();
+            | IpNumber::IPV6_DESTINATION_OPTIONS
+            | IpNumber::IPV6_FRAGMENTATION_HEADER
+    )
+}
+
+/// Follows the extension headers of `packet` from `offset` on, to the transport
+/// header or, in a fragment other than the first, to the fragment header. AH
+/// and ESP count as protocols of their own, as they do over IPv4. The packet
+/// has `length` bytes, though not all of them may be here.
+pub(super) fn skip_extensions(
+    packet: &[u8],
+    next: IpNumber,
+    offset: usize,
+    length: usize,
+) -> Result<Chain, ParseError> {
+    let mut chain = Chain {
+        next: next.0,
+        offset,
+        fragment: None,
+    };
+    let mut seen_fragment_header = false;
+    for _ in 0..=MAX_EXTENSIONS {
+        let next = IpNumber(chain.next);
+        if !is_extension(next) {
+            return Ok(chain);
+        }
+        // RFC 7112 §5: a first fragment holds the whole chain.
+        let cut = match chain.fragment {
+            Some(_) => ParseError::TinyFragment,
+            None => ParseError::Malformed,
+        };
+        let rest = packet.get(chain.offset..).ok_or(cut)?;
+        if next != IpNumber::IPV6_FRAGMENTATION_HEADER {
+            let extension = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| cut)?;
+            chain.next = extension.next_header().0;
+            chain.offset += extension.slice().len();
+            continue;
+        }
+        let header = Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| cut)?;
+        // A fragment of a fragment: nobody sends it but to be read in two ways.
+        if std::mem::replace(&mut seen_fragment_header, true) {
+            return Err(ParseError::Malformed);
+        }
+        chain.next = header.next_header().0;
+        chain.offset += header.slice().len();
+        // RFC 6946: offset 0 and no more to come is a whole datagram.
+        if header.is_fragmenting_payload() {
+            let length = length
+                .checked_sub(chain.offset)
+                .and_then(|length| u16::try_from(length).ok())
+                .ok_or(ParseError::Malformed)?;
+            let fragment = part_of_datagram(Fragment {
+                id: header.identification(),
+                offset: header.fragment_offset().byte_offset(),
+                length,
+                more: header.more_fragments(),
+                next: chain.next,
+            })?;
+            chain.fragment = Some(fragment);
+            if fragment.offset > 0 {
+                return Ok(chain);
             }
-            IpNumber::IPV6_FRAGMENTATION_HEADER => {
-                let fragment =
-                    Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| ParseError::Malformed)?;
-                if fragment.is_fragmenting_payload() {
-                    return Err(ParseError::TinyFragment);
-                }
-                next = fragment.next_header();
-                offset += fragment.slice().len();
-            }
-            _ => return Ok((next, offset)),
         }
     }
     Err(ParseError::Malformed)
 }
 
-fn transport(number: u8, payload: &[u8]) -> Result<Transport, ParseError> {
+/// How much of its datagram's payload a payload is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All of it.
+    Whole,
+    /// Its beginning.
+    First,
+}
+
+/// The transport of a datagram's part.
+#[cold]
+fn transport_of(fragment: Fragment, number: u8, payload: &[u8]) -> Result<Transport, ParseError> {
+    match fragment.offset {
+        0 => transport(number, payload, Extent::First),
+        _ => Ok(Transport::Fragment),
+    }
+}
+
+#[inline]
+fn transport(number: u8, payload: &[u8], extent: Extent) -> Result<Transport, ParseError> {
+    let cut = match extent {
+        Extent::Whole => ParseError::Malformed,
+        Extent::First => ParseError::TinyFragment,
+    };
     match number {
         protocol::TCP => {
-            let tcp = TcpHeaderSlice::from_slice(payload).map_err(|_| ParseError::Malformed)?;
-            Ok(Transport::Tcp {
-                source: tcp.source_port(),
-                destination: tcp.destination_port(),
-                flags: TcpFlags {
-                    syn: tcp.syn(),
-                    ack: tcp.ack(),
-                    fin: tcp.fin(),
-                    rst: tcp.rst(),
-                },
-                end: 0,
-                acknowledgement: tcp.acknowledgment_number(),
-            })
+            let header = TcpHeaderSlice::from_slice(payload).map_err(|error| match error {
+                HeaderSliceError::Len(_) => cut,
+                HeaderSliceError::Content(_) => ParseError::Malformed,
+            })?;
+            Ok(tcp(&header, payload.len()))
         }
         protocol::UDP => {
-            let udp = UdpHeaderSlice::from_slice(payload).map_err(|_| ParseError::Malformed)?;
+            let udp = UdpHeaderSlice::from_slice(payload).map_err(|_| cut)?;
             let length = usize::from(udp.length());
-            if length < udp.slice().len() || length > payload.len() {
+            // A fragment's is the length of the whole datagram.
+            let beyond = extent == Extent::Whole && length > payload.len();
+            if length < udp.slice().len() || beyond {
                 return Err(ParseError::Malformed);
             }
             Ok(Transport::Udp {
@@ -141,22 +253,54 @@ fn transport(number: u8, payload: &[u8]) -> Result<Transport, ParseError> {
                 destination: udp.destination_port(),
             })
         }
-        protocol::ICMP => icmp(payload, &[(8, 0), (13, 14), (15, 16), (17, 18)]),
-        protocol::ICMPV6 => icmp(payload, &[(128, 129)]),
+        protocol::ICMP => icmp(payload, &ICMP_QUERIES).ok_or(cut),
+        protocol::ICMPV6 => icmp(payload, &ICMPV6_QUERIES).ok_or(cut),
         _ => Ok(Transport::Other),
     }
 }
 
+/// A TCP header, with what the IP packet carries after it: `payload_length`
+/// bytes together.
+pub(super) fn tcp(header: &TcpHeaderSlice<'_>, payload_length: usize) -> Transport {
+    let flags = TcpFlags {
+        syn: header.syn(),
+        ack: header.ack(),
+        fin: header.fin(),
+        rst: header.rst(),
+    };
+    let carried = payload_length.saturating_sub(header.slice().len());
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an IP packet is shorter than 2^17 bytes"
+    )]
+    let end = header
+        .sequence_number()
+        .wrapping_add(carried as u32)
+        .wrapping_add(u32::from(flags.syn) + u32::from(flags.fin));
+    Transport::Tcp {
+        source: header.source_port(),
+        destination: header.destination_port(),
+        flags,
+        end,
+        acknowledgement: header.acknowledgment_number(),
+    }
+}
+
+/// The types of ICMP that ask and answer with an identifier (RFC 792, RFC 950).
+pub(super) const ICMP_QUERIES: [(u8, u8); 4] = [(8, 0), (13, 14), (15, 16), (17, 18)];
+/// Likewise of ICMPv6 (RFC 4443 §4).
+pub(super) const ICMPV6_QUERIES: [(u8, u8); 1] = [(128, 129)];
+
 /// ICMP and ICMPv6 share their first eight bytes; `pairs` are the types that
-/// ask and answer with an identifier (RFC 792, RFC 950, RFC 4443 §4).
-fn icmp(payload: &[u8], pairs: &[(u8, u8)]) -> Result<Transport, ParseError> {
+/// ask and answer. `None` without these bytes.
+pub(super) fn icmp(payload: &[u8], pairs: &[(u8, u8)]) -> Option<Transport> {
     let &[kind, code, _, _, id_high, id_low, _, _, ..] = payload else {
-        return Err(ParseError::Malformed);
+        return None;
     };
     let pair = pairs
         .iter()
         .find(|(request, reply)| kind == *request || kind == *reply);
-    Ok(match pair {
+    Some(match pair {
         // These have code 0 and no other; what has one is a message by itself.
         Some((request, _)) if code == 0 => Transport::IcmpQuery {
             kind,
@@ -169,108 +313,4 @@ fn icmp(payload: &[u8], pairs: &[(u8, u8)]) -> Result<Transport, ParseError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use etherparse::PacketBuilder;
-
-    fn udp_v4(payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
-            .udp(1000, 53)
-            .write(&mut bytes, payload)
-            .unwrap();
-        bytes
-    }
-
-    #[test]
-    fn a_udp_packet_shows_addresses_ports_and_length() {
-        let frame = udp_v4(b"hello");
-        let packet = parse(&frame).unwrap();
-        assert_eq!(packet.source.to_string(), "10.0.0.1");
-        assert_eq!(packet.destination.to_string(), "10.0.0.2");
-        assert_eq!(packet.length, 33);
-        assert_eq!(
-            packet.transport,
-            Transport::Udp {
-                source: 1000,
-                destination: 53
-            }
-        );
-    }
-
-    #[test]
-    fn bytes_after_the_packet_are_not_part_of_it() {
-        let mut frame = udp_v4(b"hello");
-        frame.extend([0; 9]);
-        assert_eq!(parse(&frame).unwrap().length, 33);
-    }
-
-    #[test]
-    fn every_cut_of_a_packet_is_malformed() {
-        let frame = udp_v4(b"hello");
-        for end in 0..frame.len() {
-            assert_eq!(parse(&frame[..end]), Err(ParseError::Malformed), "{end}");
-        }
-    }
-
-    #[test]
-    fn lengths_that_contradict_each_other_are_malformed() {
-        let mut frame = udp_v4(b"hello");
-        frame[25] = 14; // UDP length beyond the IP payload
-        assert_eq!(parse(&frame), Err(ParseError::Malformed));
-        let mut frame = udp_v4(b"hello");
-        frame[25] = 7; // shorter than its own header
-        assert_eq!(parse(&frame), Err(ParseError::Malformed));
-    }
-
-    #[test]
-    fn fragments_are_told_apart_even_the_first() {
-        let mut frame = udp_v4(b"hello");
-        frame[6] = 0x20; // more fragments
-        assert_eq!(parse(&frame), Err(ParseError::TinyFragment));
-        let mut frame = udp_v4(b"hello");
-        frame[7] = 1; // offset 8
-        assert_eq!(parse(&frame), Err(ParseError::TinyFragment));
-    }
-
-    #[test]
-    fn ipv6_extension_headers_are_skipped_up_to_the_transport() {
-        let mut frame = vec![
-            0x60, 0, 0, 0, 0, 16, 60, 64, // next: destination options
-        ];
-        frame.extend([0xfd; 32]);
-        frame.extend([17, 0, 1, 4, 0, 0, 0, 0]); // next: UDP
-        frame.extend([0x03, 0xe8, 0, 53, 0, 8, 0, 0]);
-        let packet = parse(&frame).unwrap();
-        assert_eq!(packet.protocol, protocol::UDP);
-        assert_eq!(packet.transport_offset, 48);
-    }
-
-    #[test]
-    fn an_endless_chain_of_extension_headers_is_malformed() {
-        let mut frame = vec![0x60, 0, 0, 0, 0, 240, 60, 64];
-        frame.extend([0xfd; 32]);
-        for _ in 0..30 {
-            frame.extend([60, 0, 1, 4, 0, 0, 0, 0]);
-        }
-        assert_eq!(parse(&frame), Err(ParseError::Malformed));
-    }
-
-    #[test]
-    fn echo_shows_who_asks_and_the_identifier() {
-        let mut frame = Vec::new();
-        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
-            .icmpv4_echo_request(77, 1)
-            .write(&mut frame, &[])
-            .unwrap();
-        assert_eq!(
-            parse(&frame).unwrap().transport,
-            Transport::IcmpQuery {
-                kind: 8,
-                code: 0,
-                id: 77,
-                request: true
-            }
-        );
-    }
-}
+mod tests;
