@@ -51,24 +51,37 @@ pub fn rewrite_destination(frame: &mut [u8], packet: &mut Packet, new: Ipv4Addr)
 }
 
 fn rewrite(frame: &mut [u8], packet: &Packet, side: Side, old: Ipv4Addr, new: Ipv4Addr) {
-    let (header, payload) = frame.split_at_mut(packet.transport_offset);
+    let Some((header, payload)) = frame.split_at_mut_checked(packet.transport_offset) else {
+        return;
+    };
     let payload_length = packet.length.saturating_sub(packet.transport_offset);
     let Some(payload) = payload.get_mut(..payload_length) else {
         return;
     };
     replace_address(header, side, new);
-    // The pseudo header of TCP and UDP covers the addresses too. UDP's zero
-    // means "no checksum" and stays; a sum that comes out as zero is sent as
-    // its other spelling (RFC 768).
+    // The datagram's checksum is in its first fragment, and covers nothing that
+    // the translation changes but the addresses: adjusting it needs no more.
+    if packet.transport == Transport::Fragment {
+        return;
+    }
     match packet.protocol {
-        protocol::TCP => adjust(payload, 16, old, new),
-        protocol::UDP if payload.get(6..8).is_some_and(|sum| sum != [0, 0]) => {
-            adjust(payload, 6, old, new);
-            if payload[6..8] == [0, 0] {
-                payload[6..8].copy_from_slice(&[0xff, 0xff]);
+        protocol::ICMP if is_error(packet) => rewrite_embedded(payload, side.other(), old, new),
+        protocol => adjust_transport(payload, protocol, old, new),
+    }
+}
+
+/// The pseudo header of TCP and UDP covers the addresses too. UDP's zero means
+/// "no checksum" and stays; a sum that comes out as zero is sent as its other
+/// spelling (RFC 768).
+fn adjust_transport(bytes: &mut [u8], protocol: u8, old: Ipv4Addr, new: Ipv4Addr) {
+    match protocol {
+        protocol::TCP => adjust(bytes, 16, old, new),
+        protocol::UDP if bytes.get(6..8).is_some_and(|sum| sum != [0, 0]) => {
+            adjust(bytes, 6, old, new);
+            if bytes[6..8] == [0, 0] {
+                bytes[6..8].copy_from_slice(&[0xff, 0xff]);
             }
         }
-        protocol::ICMP if is_error(packet) => rewrite_embedded(payload, side.other(), old, new),
         _ => {}
     }
 }
@@ -89,25 +102,17 @@ fn rewrite_embedded(icmp: &mut [u8], side: Side, old: Ipv4Addr, new: Ipv4Addr) {
     if quoted[at..at + 4] != old.octets() {
         return;
     }
+    let before = sum_of(quoted);
     let (header, rest) = quoted.split_at_mut(header_length);
     replace_address(header, side, new);
-    match header[9] {
-        protocol::TCP => adjust(rest, 16, old, new),
-        protocol::UDP if rest.get(6..8).is_some_and(|sum| sum != [0, 0]) => {
-            adjust(rest, 6, old, new);
-            if rest[6..8] == [0, 0] {
-                rest[6..8].copy_from_slice(&[0xff, 0xff]);
-            }
-        }
-        _ => {}
+    let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    if offset == 0 {
+        adjust_transport(rest, header[9], old, new);
     }
-    // Everything from the ICMP header on is covered by the ICMP checksum; errors
-    // are rare and short, so it is simply computed again.
-    icmp[2..4].copy_from_slice(&[0, 0]);
-    let sum = etherparse::checksum::Sum16BitWords::new()
-        .add_slice(icmp)
-        .ones_complement();
-    icmp[2..4].copy_from_slice(&sum.to_ne_bytes());
+    let after = sum_of(quoted);
+    // Everything from the ICMP header on is covered by the ICMP checksum; what
+    // of it isn't here, in a first fragment, hasn't changed.
+    replace_words(icmp, 2, &[before], &[after]);
 }
 
 fn replace_address(header: &mut [u8], side: Side, new: Ipv4Addr) {
@@ -120,17 +125,28 @@ fn replace_address(header: &mut [u8], side: Side, new: Ipv4Addr) {
     adjust(header, HEADER_CHECKSUM, old, new);
 }
 
-/// RFC 1624 equation 3 over the two words of an address, on the checksum at `at`.
+/// The checksum at `at` after an address that it covers has changed.
 fn adjust(bytes: &mut [u8], at: usize, old: Ipv4Addr, new: Ipv4Addr) {
+    replace_words(bytes, at, &words(old), &words(new));
+}
+
+fn words(address: Ipv4Addr) -> [u16; 2] {
+    let [a, b, c, d] = address.octets();
+    [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
+}
+
+/// RFC 1624 equation 3: the checksum at `at`, which covered the words `old`,
+/// now covers `new` instead.
+fn replace_words(bytes: &mut [u8], at: usize, old: &[u16], new: &[u16]) {
     let Some(field) = bytes.get_mut(at..at + 2) else {
         return;
     };
     let mut sum = u32::from(!u16::from_be_bytes([field[0], field[1]]));
-    for word in old.octets().chunks_exact(2) {
-        sum += u32::from(!u16::from_be_bytes([word[0], word[1]]));
+    for word in old {
+        sum += u32::from(!word);
     }
-    for word in new.octets().chunks_exact(2) {
-        sum += u32::from(u16::from_be_bytes([word[0], word[1]]));
+    for word in new {
+        sum += u32::from(*word);
     }
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -138,6 +154,14 @@ fn adjust(bytes: &mut [u8], at: usize, old: Ipv4Addr, new: Ipv4Addr) {
     #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits above")]
     let folded = !(sum as u16);
     field.copy_from_slice(&folded.to_be_bytes());
+}
+
+/// The ones' complement sum of `bytes`: one word that stands for all of them.
+fn sum_of(bytes: &[u8]) -> u16 {
+    let complement = etherparse::checksum::Sum16BitWords::new()
+        .add_slice(bytes)
+        .ones_complement();
+    !u16::from_be(complement)
 }
 
 fn is_error(packet: &Packet) -> bool {
@@ -260,5 +284,113 @@ mod tests {
             rewrite_source(&mut frame, &mut packet, PUBLIC);
             assert_eq!(&frame[28..], quoted);
         }
+    }
+
+    /// `frame`, an IPv4 packet, as fragments of its first `at` bytes of payload
+    /// and the rest.
+    fn in_two(frame: &[u8], at: usize) -> [Vec<u8>; 2] {
+        let part = |range: std::ops::Range<usize>, flags_and_offset: usize| {
+            let mut part = frame[..20].to_vec();
+            part.extend(&frame[20..][range]);
+            let length = u16::try_from(part.len()).unwrap();
+            part[2..4].copy_from_slice(&length.to_be_bytes());
+            let field = u16::try_from(flags_and_offset).unwrap();
+            part[6..8].copy_from_slice(&field.to_be_bytes());
+            let header = Ipv4HeaderSlice::from_slice(&part).unwrap().to_header();
+            part[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+            part
+        };
+        let end = frame.len() - 20;
+        [part(0..at, 0x2000), part(at..end, at / 8)]
+    }
+
+    #[test]
+    fn a_datagram_in_fragments_is_translated_like_a_whole_one() {
+        let mut tcp = Vec::new();
+        PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+            .tcp(443, 50000, 7, 64000)
+            .write(&mut tcp, &[0x5a; 77])
+            .unwrap();
+        let mut udp = Vec::new();
+        PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+            .udp(53, 50000)
+            .write(&mut udp, &[0x5a; 77])
+            .unwrap();
+        let mut quoted = Vec::new();
+        PacketBuilder::ipv4(CLIENT, PRIVATE, 60)
+            .udp(50000, 99)
+            .write(&mut quoted, &[3; 60])
+            .unwrap();
+        let mut error = Vec::new();
+        PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+            .icmpv4_raw(3, 3, [0; 4])
+            .write(&mut error, &quoted)
+            .unwrap();
+        for mut whole in [tcp, udp, error] {
+            let parts = in_two(&whole, 40).map(|mut part| {
+                let mut packet = parse(&part).unwrap();
+                assert!(packet.fragment.is_some());
+                rewrite_source(&mut part, &mut packet, PUBLIC);
+                assert_eq!(packet.source, IpAddr::V4(PUBLIC));
+                assert_header_checksum(&part);
+                part
+            });
+            let mut packet = parse(&whole).unwrap();
+            rewrite_source(&mut whole, &mut packet, PUBLIC);
+            let payload = [&parts[0][20..], &parts[1][20..]].concat();
+            assert_eq!(payload, &whole[20..]);
+        }
+    }
+
+    #[test]
+    fn a_later_fragment_s_payload_is_nobody_s_header() {
+        for protocol in [protocol::TCP, protocol::UDP, protocol::ICMP] {
+            // Begins like an ICMP error that quotes the address.
+            let mut payload = vec![3, 3, 1, 1, 1, 1, 1, 1];
+            payload.extend([0x45; 12]);
+            payload.extend([CLIENT, PRIVATE].concat());
+            let mut frame = vec![0x45, 0, 0, 48, 0, 1, 0, 5, 64, protocol, 0, 0];
+            frame.extend([PRIVATE, CLIENT].concat());
+            frame.extend(&payload);
+            let mut packet = parse(&frame).unwrap();
+            rewrite_source(&mut frame, &mut packet, PUBLIC);
+            assert_eq!(&frame[12..16], &PUBLIC.octets());
+            assert_eq!(&frame[20..], &payload);
+        }
+    }
+
+    #[test]
+    fn a_quoted_later_fragment_s_payload_is_left_alone() {
+        let mut quoted = vec![0x45, 0, 0, 48, 0, 1, 0, 5, 64, protocol::UDP, 0, 0];
+        quoted.extend([CLIENT, PRIVATE].concat());
+        quoted.extend([7; 28]);
+        let mut frame = Vec::new();
+        PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+            .icmpv4_raw(11, 1, [0; 4])
+            .write(&mut frame, &quoted)
+            .unwrap();
+        let mut packet = parse(&frame).unwrap();
+        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        assert_eq!(&frame[28 + 16..28 + 20], &PUBLIC.octets());
+        assert_eq!(&frame[28 + 20..], &[7; 28]);
+        assert_eq!(sum_of(&frame[20..]), 0xffff);
+    }
+
+    #[test]
+    fn a_wrong_icmp_checksum_is_not_mended() {
+        let mut quoted = Vec::new();
+        PacketBuilder::ipv4(CLIENT, PRIVATE, 60)
+            .udp(50000, 99)
+            .write(&mut quoted, b"probe")
+            .unwrap();
+        let mut frame = Vec::new();
+        PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+            .icmpv4_raw(3, 3, [0; 4])
+            .write(&mut frame, &quoted)
+            .unwrap();
+        frame[22] ^= 0x40;
+        let mut packet = parse(&frame).unwrap();
+        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        assert_ne!(sum_of(&frame[20..]), 0xffff);
     }
 }
