@@ -6,16 +6,18 @@ mod embedded;
 mod nat;
 mod parse;
 mod split;
+mod too_big;
 
 use std::net::IpAddr;
 
-use crate::model::{Direction, InterfaceIx};
+use crate::model::{Direction, InterfaceIx, protocol};
 
-pub use build::{build, icmp_protocol, too_big};
+pub use build::{build, icmp_protocol};
 pub use embedded::embedded;
 pub use nat::{rewrite_destination, rewrite_source};
 pub use parse::{ParseError, parse};
 pub use split::{NotSplit, split};
+pub use too_big::too_big;
 
 /// The TCP flags that tracking looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -139,6 +141,19 @@ impl Packet {
         }
     }
 
+    /// Whether it is an ICMP message that says what became of another packet:
+    /// unreachable, time exceeded, parameter problem (RFC 792: 3, 11, 12), and of
+    /// ICMPv6 too big as well (RFC 4443: 1 to 4).
+    pub fn is_icmp_error(&self) -> bool {
+        let Transport::Icmp { kind, .. } = self.transport else {
+            return false;
+        };
+        match self.source {
+            IpAddr::V4(_) => self.protocol == protocol::ICMP && matches!(kind, 3 | 11 | 12),
+            IpAddr::V6(_) => self.protocol == protocol::ICMPV6 && matches!(kind, 1..=4),
+        }
+    }
+
     /// The key of the flow that this packet belongs to, at `interface`, which
     /// it leaves (`Egress`) or reaches (`Ingress`). The same for both
     /// directions of a flow. `None` for messages that belong to none: ICMP
@@ -243,7 +258,6 @@ fn bits(address: IpAddr) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::protocol;
 
     fn tcp(source: &str, source_port: u16, destination: &str, destination_port: u16) -> Packet {
         Packet {

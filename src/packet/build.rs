@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
 
-use super::{Packet, TcpFlags, Transport};
+use super::{TcpFlags, Transport};
 use crate::model::protocol;
 
 /// Hop limit of the packets built here (RFC 1700's recommended default).
-const HOP_LIMIT: u8 = 64;
+pub(super) const HOP_LIMIT: u8 = 64;
 /// TCP window of the packets built here; any value would do.
 const WINDOW: u16 = 64_240;
 
@@ -60,16 +60,6 @@ pub fn build(
     }
     .ok()?;
     Some(bytes)
-}
-
-/// Turns the packet at the start of `frame`, which was read into `packet`, into
-/// the error that a router with a smaller `mtu` answers it with: ICMP 3/4
-/// (RFC 1191) or ICMPv6 2/0 (RFC 4443 §3.2). The error comes from the address
-/// that the packet was for. Gives its length, which is never greater than the
-/// packet's; `None` for what is not answered: ICMP errors, and fragments other
-/// than the first (RFC 1122 §3.2.2, RFC 4443 §2.4).
-pub fn too_big(_frame: &mut [u8], _packet: &Packet, _mtu: u16) -> Option<usize> {
-    None
 }
 
 /// The protocol number of an ICMP message between addresses like `address`.
