@@ -23,6 +23,7 @@ mod addresses;
 mod diagnostic;
 mod entities;
 mod groups;
+mod kind;
 mod names;
 mod net;
 mod reader;
@@ -31,6 +32,7 @@ mod source;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod tracking;
 mod vpc;
 mod yaml;
 

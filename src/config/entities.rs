@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use super::diagnostic::{Report, quoted};
+use super::kind;
 use super::names::{Names, check_entity_name, find_group};
-use super::reader::{Entry, Fields, decimal, list_of};
+use super::reader::{Entry, Fields};
 use super::source::Span;
-use super::suggest::nearest;
+use super::tracking::{self, At};
 use super::vpc::SubnetDecl;
-use super::yaml::{Node, Value};
+use super::yaml::Node;
 use crate::model::{
-    Attachment, DEFAULT_GROUP, Entity, EntityIx, EntityKind, GroupIx, Interface, LoadBalancer,
+    Attachment, DEFAULT_GROUP, Entity, EntityIx, EntityKind, GATEWAY_MTU, GroupIx, Interface,
     MAX_MTU, MIN_MTU, SubnetIx, Tracking, Via, derive_id,
 };
 
@@ -24,7 +23,16 @@ const MAX_INTERFACES: usize = 15;
 /// Most groups on one interface (aws-semantics §5).
 const MAX_GROUPS: usize = 16;
 
-const KINDS: [&str; 5] = ["ec2", "rds", "elb", "ecs", "external"];
+/// Keys of an entity as a whole.
+const ENTITY_KEYS: [&str; 7] = [
+    "kind",
+    "type",
+    "via",
+    "engine",
+    "run",
+    "nitro_v6",
+    "interfaces",
+];
 /// Keys that describe one interface of the VPC.
 const INTERFACE_KEYS: [&str; 8] = [
     "id",
@@ -117,10 +125,22 @@ fn read_entity(
     let name = entry.name;
     check_entity_name(report, entry);
     let what = format!("entity {}", quoted(name));
-    let mut known = vec!["kind", "via", "engine", "run", "interfaces"];
+    let mut known = ENTITY_KEYS.to_vec();
     known.extend(INTERFACE_KEYS);
     let fields = report.fields(entry.value, &what, &known)?;
-    let kind = read_kind(report, entry, &fields, &what)?;
+    let kind = kind::read(report, entry, &fields, &what)?;
+    let in_vpc = !matches!(kind, EntityKind::External(_));
+    let (nitro_v6, max_flows) = if in_vpc {
+        (
+            fields
+                .get("nitro_v6")
+                .and_then(|node| report.boolean(node, "`nitro_v6`"))
+                .unwrap_or(false),
+            tracking::read_max_flows(report, &fields),
+        )
+    } else {
+        (false, None)
+    };
     let engine = fields.entry("engine").and_then(|engine| {
         if kind != EntityKind::Rds {
             report
@@ -141,6 +161,7 @@ fn read_entity(
         kind,
         ix,
         key: entry.key,
+        timeouts: tracking::defaults(nitro_v6),
     };
     match kind {
         EntityKind::External(via) => {
@@ -148,7 +169,10 @@ fn read_entity(
         }
         _ => match fields.entry("interfaces") {
             Some(list) => read_interfaces(report, &owner, &fields, list, scope, interfaces),
-            None => interfaces.extend(read_interface(report, &owner, &fields, 0, entry.key, scope)),
+            None => {
+                let at = (0, entry.key, At::Entity);
+                interfaces.extend(read_interface(report, &owner, &fields, at, scope));
+            }
         },
     }
     Some(Entity {
@@ -156,7 +180,7 @@ fn read_entity(
         kind,
         engine: engine.map(str::to_owned),
         run: run.map(str::to_owned),
-        max_flows: None,
+        max_flows,
         place: report.place(entry.key),
     })
 }
@@ -168,75 +192,8 @@ struct Owner<'a> {
     kind: EntityKind,
     ix: EntityIx,
     key: Span,
-}
-
-fn read_kind(
-    report: &mut Report,
-    entry: &Entry<'_>,
-    fields: &Fields<'_>,
-    what: &str,
-) -> Option<EntityKind> {
-    let Some(node) = fields.get("kind") else {
-        report
-            .error(entry.key, format!("{what} has no `kind`"))
-            .help(format!("write `kind:` and one of {}", list_of(&KINDS)));
-        return None;
-    };
-    let text = report.text(node, "`kind`", "`kind: ec2`")?;
-    let kind = match text {
-        "ec2" => EntityKind::Ec2,
-        "rds" => EntityKind::Rds,
-        "elb" => EntityKind::Elb(LoadBalancer::default()),
-        "ecs" => EntityKind::Ecs,
-        "external" => return read_via(report, entry, fields, what).map(EntityKind::External),
-        _ => {
-            let help = match nearest(text, KINDS) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("the kinds are {}", list_of(&KINDS)),
-            };
-            report
-                .error(
-                    node.span,
-                    format!("there is no kind {} of entity", quoted(text)),
-                )
-                .help(help);
-            return None;
-        }
-    };
-    if let Some(via) = fields.entry("via") {
-        report
-            .error(
-                via.key,
-                format!("{what} is in the VPC, so it takes no `via`"),
-            )
-            .help("remove `via`, or write `kind: external`");
-    }
-    Some(kind)
-}
-
-fn read_via(
-    report: &mut Report,
-    entry: &Entry<'_>,
-    fields: &Fields<'_>,
-    what: &str,
-) -> Option<Via> {
-    let help = "write `via: igw` for a host on the internet, `via: vgw` for one behind a VPN";
-    let Some(node) = fields.get("via") else {
-        report
-            .error(entry.key, format!("{what} is external and has no `via`"))
-            .help(help);
-        return None;
-    };
-    match report.text(node, "`via`", "`via: igw`")? {
-        "igw" => Some(Via::Igw),
-        "vgw" => Some(Via::Vgw),
-        other => {
-            report
-                .error(node.span, format!("there is no gateway {}", quoted(other)))
-                .help(help);
-            None
-        }
-    }
+    /// Idle timeouts where the file says nothing else.
+    timeouts: Tracking,
 }
 
 fn read_external(
@@ -245,7 +202,9 @@ fn read_external(
     fields: &Fields<'_>,
     via: Via,
 ) -> Option<InterfaceDecl> {
-    let others = INTERFACE_KEYS.iter().chain(&["interfaces"]);
+    let others = INTERFACE_KEYS
+        .iter()
+        .chain(&["interfaces", "nitro_v6", "type"]);
     for key in others.filter(|key| !EXTERNAL_KEYS.contains(key)) {
         if let Some(entry) = fields.entry(key) {
             report
@@ -254,11 +213,11 @@ fn read_external(
                     format!("{} is outside the VPC, so it takes no `{key}`", owner.what),
                 )
                 .help(format!(
-                    "remove `{key}`; security groups guard interfaces in the VPC only"
+                    "remove `{key}`: security groups and tracking are for interfaces in the VPC"
                 ));
         }
     }
-    let mtu = read_mtu(report, fields);
+    let mtu = read_mtu(report, fields, GATEWAY_MTU);
     let help = "write for example `addresses: [198.51.100.7]`, outside the VPC";
     let Some(node) = fields.get("addresses") else {
         report
@@ -299,8 +258,12 @@ fn read_interfaces(
     scope: &Scope<'_>,
     interfaces: &mut Vec<InterfaceDecl>,
 ) {
+    if let Some(node) = fields.get("tracking") {
+        // The allowance is the whole entity's; the timeouts aren't.
+        tracking::refuse_timeouts(report, node, owner.what, list.key);
+    }
     for key in INTERFACE_KEYS {
-        if let Some(entry) = fields.entry(key) {
+        if let Some(entry) = fields.entry(key).filter(|_| key != "tracking") {
             report
                 .error(
                     entry.key,
@@ -329,9 +292,8 @@ fn read_interfaces(
     }
     for (device, item) in (0..).zip(items.iter().take(MAX_INTERFACES)) {
         if let Some(fields) = report.fields(item, "an interface", &INTERFACE_KEYS) {
-            interfaces.extend(read_interface(
-                report, owner, &fields, device, item.span, scope,
-            ));
+            let at = (device, item.span, At::Interface);
+            interfaces.extend(read_interface(report, owner, &fields, at, scope));
         }
     }
 }
@@ -340,8 +302,7 @@ fn read_interface(
     report: &mut Report,
     owner: &Owner<'_>,
     fields: &Fields<'_>,
-    device: u8,
-    span: Span,
+    (device, span, at): (u8, Span, At),
     scope: &Scope<'_>,
 ) -> Option<InterfaceDecl> {
     let what = owner.what;
@@ -366,10 +327,11 @@ fn read_interface(
         .get("source_dest_check")
         .and_then(|node| report.boolean(node, "`source_dest_check`"))
         .unwrap_or(true);
-    let mtu = read_mtu(report, fields);
-    let tracking = fields
-        .get("tracking")
-        .map_or_else(Tracking::default, |node| read_tracking(report, node));
+    let mtu = read_mtu(report, fields, MAX_MTU);
+    let tracking = match fields.get("tracking") {
+        Some(node) => tracking::read(report, node, at, owner.timeouts),
+        None => owner.timeouts,
+    };
     Some(InterfaceDecl {
         interface: Interface {
             id,
@@ -513,61 +475,10 @@ fn read_public(report: &mut Report, node: &Node, what: &str) -> Vec<(Ipv4Addr, S
     addresses
 }
 
-fn read_mtu(report: &mut Report, fields: &Fields<'_>) -> u16 {
+fn read_mtu(report: &mut Report, fields: &Fields<'_>, default: u16) -> u16 {
     fields
         .get("mtu")
         .and_then(|node| report.number(node, "`mtu`", MIN_MTU.into()..=MAX_MTU.into()))
         .and_then(|mtu| u16::try_from(mtu).ok())
-        .unwrap_or(MAX_MTU)
-}
-
-fn read_tracking(report: &mut Report, node: &Node) -> Tracking {
-    let mut tracking = Tracking::default();
-    let known = ["tcp_established", "udp_timeout", "udp_stream"];
-    let Some(fields) = report.fields(node, "`tracking`", &known) else {
-        return tracking;
-    };
-    // Ranges from aws-semantics §3.5.
-    let slots: [(&mut Duration, RangeInclusive<i64>); 3] = [
-        (&mut tracking.tcp_established, 60..=432_000),
-        (&mut tracking.udp_timeout, 30..=60),
-        (&mut tracking.udp_stream, 60..=180),
-    ];
-    for (key, (slot, range)) in known.into_iter().zip(slots) {
-        if let Some(node) = fields.get(key)
-            && let Some(seconds) = read_seconds(report, node, key, range)
-        {
-            *slot = Duration::from_secs(seconds);
-        }
-    }
-    tracking
-}
-
-/// Seconds, as `350` or `350s`.
-fn read_seconds(
-    report: &mut Report,
-    node: &Node,
-    key: &str,
-    range: RangeInclusive<i64>,
-) -> Option<u64> {
-    let what = format!("`{key}`");
-    let bare = match &node.value {
-        Value::Scalar { text, .. } => text.strip_suffix('s').and_then(decimal),
-        _ => None,
-    };
-    let seconds = match bare {
-        None => report.number(node, &what, range)?,
-        Some(seconds) if range.contains(&seconds) => seconds,
-        Some(seconds) => {
-            let (least, most) = (range.start(), range.end());
-            report
-                .error(
-                    node.span,
-                    format!("{what} must be from {least} to {most} seconds, not {seconds}"),
-                )
-                .help(format!("write a number from {least} to {most}"));
-            return None;
-        }
-    };
-    u64::try_from(seconds).ok()
+        .unwrap_or(default)
 }
