@@ -15,10 +15,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::model::{
-    DEFAULT_ACL, MAIN_ROUTE_TABLE, Model, NetworkAcl, Place, RouteTable, derive_id,
-};
+use crate::model::Model;
 
+mod acl;
 mod addresses;
 mod diagnostic;
 mod entities;
@@ -27,12 +26,14 @@ mod kind;
 mod names;
 mod net;
 mod reader;
+mod route;
 mod rules;
 mod source;
 mod suggest;
 #[cfg(test)]
 mod tests;
 mod tracking;
+mod traffic;
 mod vpc;
 mod yaml;
 
@@ -189,6 +190,8 @@ struct Sections<'n> {
     subnets: Vec<Entry<'n>>,
     groups: Vec<Entry<'n>>,
     lists: Vec<Entry<'n>>,
+    acls: Vec<Entry<'n>>,
+    tables: Vec<Entry<'n>>,
     entities: Vec<Entry<'n>>,
     /// Something is missing that may well be declared in what can't be read.
     incomplete: bool,
@@ -207,7 +210,15 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
         Some(node) => vpc::read_vpc(report, node),
         None => VpcDecl::default(),
     };
-    let subnets = vpc::read_subnets(report, &sections.subnets, &vpc);
+    let (acls, acl_names) = acl::read(report, &sections.acls, &lab, vpc.vpc.has_ipv6());
+    let (mut tables, table_names) = route::read_heads(report, &sections.tables, &lab);
+    let scope = vpc::Scope {
+        vpc: &vpc,
+        acls: &acl_names,
+        tables: &table_names,
+        incomplete: sections.incomplete,
+    };
+    let subnets = vpc::read_subnets(report, &sections.subnets, &scope);
     let mut names = Names {
         incomplete: sections.incomplete,
         ..Names::default()
@@ -218,8 +229,20 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
     let scope = Scope::new(&subnets, &names);
     let (entities, mut interfaces) = entities::read(report, &sections.entities, &scope);
     addresses::assign(report, &mut interfaces, &subnets, &vpc);
+    let scope = route::Scope::new(
+        (&vpc, &subnets),
+        &sections.entities,
+        &entities,
+        &interfaces,
+        sections.incomplete,
+    );
+    route::read_routes(report, &mut tables, &scope);
 
     let written = |key: Span, id: Span| (Some(id), id != key);
+    let declared = |key: Option<Span>, id: Option<Span>| {
+        let place = key.zip(id).map(|(key, id)| written(key, id));
+        place.unwrap_or((None, false))
+    };
     let ids = subnets
         .iter()
         .map(|decl| (decl.subnet.id.clone(), written(decl.key, decl.id)))
@@ -228,10 +251,20 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
                 .iter()
                 .map(|decl| (decl.list.id.clone(), written(decl.key, decl.id))),
         )
-        .chain(groups.iter().map(|decl| {
-            let place = decl.key.zip(decl.id).map(|(key, id)| written(key, id));
-            (decl.group.id.clone(), place.unwrap_or((None, false)))
-        }))
+        .chain(
+            groups
+                .iter()
+                .map(|decl| (decl.group.id.clone(), declared(decl.key, decl.id))),
+        )
+        .chain(
+            acls.iter()
+                .map(|decl| (decl.acl.id.clone(), declared(decl.key, decl.id))),
+        )
+        .chain(
+            tables
+                .iter()
+                .map(|decl| (decl.table.id.clone(), declared(decl.key, decl.id))),
+        )
         .chain(
             interfaces
                 .iter()
@@ -244,21 +277,10 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
         );
     check_ids(report, ids);
 
-    let place = Place::implied(Arc::clone(&lab));
-    let network_acls = vec![NetworkAcl::implied(
-        derive_id("acl", &[DEFAULT_ACL]),
-        vpc.vpc.has_ipv6(),
-        &place,
-    )];
-    let route_tables = vec![RouteTable::implied(
-        derive_id("rtb", &[MAIN_ROUTE_TABLE]),
-        interfaces.iter().map(|decl| &decl.interface),
-        &place,
-    )];
     Model {
         vpc: vpc.vpc,
-        network_acls,
-        route_tables,
+        network_acls: acls.into_iter().map(|decl| decl.acl).collect(),
+        route_tables: tables.into_iter().map(|decl| decl.table).collect(),
         subnets: subnets.into_iter().map(|decl| decl.subnet).collect(),
         prefix_lists: lists.into_iter().map(|decl| decl.list).collect(),
         security_groups: groups.into_iter().map(|decl| decl.group).collect(),
@@ -319,23 +341,18 @@ fn read_sections<'n>(
     };
     let groups = section(report, "security_groups");
     let lists = section(report, "prefix_lists");
-    let (subnets, entities) = if is_lab {
-        (section(report, "subnets"), section(report, "entities"))
-    } else {
-        (None, None)
-    };
     sections.groups.extend(groups.into_iter().flatten());
     sections.lists.extend(lists.into_iter().flatten());
-    sections.subnets.extend(subnets.into_iter().flatten());
-    sections.entities.extend(entities.into_iter().flatten());
     if !is_lab {
         return;
     }
-    for key in ["network_acls", "route_tables"] {
-        if let Some(found) = entries.iter().find(|entry| entry.name == key) {
-            vpc::not_enforced(report, found.key, key);
-        }
-    }
+    let mut of_lab = |name: &str| section(report, name).unwrap_or_default();
+    let (subnets, entities) = (of_lab("subnets"), of_lab("entities"));
+    let (acls, tables) = (of_lab("network_acls"), of_lab("route_tables"));
+    sections.subnets = subnets;
+    sections.entities = entities;
+    sections.acls = acls;
+    sections.tables = tables;
     match entries.iter().find(|entry| entry.name == "vpc") {
         Some(found) => sections.vpc = Some(found.value),
         None if sections.incomplete => {}

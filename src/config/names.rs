@@ -201,3 +201,53 @@ fn reads_as_number(name: &str) -> bool {
         None => name.bytes().all(|b| b.is_ascii_digit()),
     }
 }
+
+/// Things of one kind, by name and by id.
+#[derive(Debug)]
+pub(super) struct Lookup<Ix>(HashMap<String, Ix>);
+
+impl<Ix: Copy> Lookup<Ix> {
+    /// From each thing's name and id, by position. A name wins against an id
+    /// that reads the same.
+    pub(super) fn new<'a>(
+        things: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+        index: fn(usize) -> Ix,
+    ) -> Self {
+        let mut found = HashMap::new();
+        for (i, (name, _)) in things.clone().enumerate() {
+            found.insert(name.to_owned(), index(i));
+        }
+        for (i, (_, id)) in things.enumerate() {
+            found.entry(id.to_owned()).or_insert(index(i));
+        }
+        Self(found)
+    }
+
+    /// Where the thing called `name` is.
+    pub(super) fn get(&self, name: &str) -> Option<Ix> {
+        self.0.get(name).copied()
+    }
+
+    /// Resolves what `node` names, or says why not: `what` is the kind of
+    /// thing, `section` where such things are defined. Where something is
+    /// missing from the files anyway (`incomplete`) nothing is said.
+    pub(super) fn find(
+        &self,
+        report: &mut Report,
+        node: &Node,
+        (what, section): (&str, &str),
+        incomplete: bool,
+    ) -> Option<Ix> {
+        let name = report.text(node, &format!("a {what}"), "`data`")?;
+        let found = self.get(name);
+        if found.is_some() || incomplete {
+            return found;
+        }
+        let near = report.nearest(name, self.0.keys().map(String::as_str));
+        let help = unknown_help("", near, section);
+        report
+            .error(node.span, format!("there is no {what} {}", quoted(name)))
+            .help(help);
+        None
+    }
+}

@@ -114,6 +114,29 @@ pub(super) fn cidr_help(text: &str) -> String {
     }
 }
 
+/// Blocks to which nothing is forwarded, whatever a route says: link-local
+/// (RFC 3927, RFC 4291 §2.5.6), loopback, multicast, reserved, "this network"
+/// (RFC 6890).
+pub(super) const NEVER_FORWARDED: [&str; 8] = [
+    "169.254.0.0/16",
+    "fe80::/10",
+    "127.0.0.0/8",
+    "::1/128",
+    "224.0.0.0/4",
+    "ff00::/8",
+    "240.0.0.0/4",
+    "0.0.0.0/8",
+];
+
+/// Whether the block is one of those of AWS's own services, or within one:
+/// AWS refuses a route there (aws-semantics §4).
+pub(super) fn is_service_block(net: &IpNet) -> bool {
+    ["169.254.168.0/22", "fd00:ec2::/32"]
+        .iter()
+        .filter_map(|block| parse_net(block))
+        .any(|block| block.contains(net))
+}
+
 /// Whether two blocks share an address.
 pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)

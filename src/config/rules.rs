@@ -7,13 +7,11 @@ use ipnet::IpNet;
 use super::diagnostic::{Report, quoted};
 use super::names::{Family, Names, find_group, find_list, read_description};
 use super::net::{cidr_help, parse_net};
-use super::reader::{Fields, decimal, is_id};
+use super::reader::{Fields, is_id};
 use super::source::Span;
-use super::suggest::nearest;
-use super::yaml::{Node, Value};
-use crate::model::{
-    Direction, IcmpMatch, Peer, PortRange, RuleId, SecurityGroup, SecurityGroupRule, Traffic,
-};
+use super::traffic::{self, Holder};
+use super::yaml::Node;
+use crate::model::{Direction, Peer, RuleId, SecurityGroup, SecurityGroupRule, Traffic};
 
 /// A rule's id and the place to blame for it.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +96,7 @@ impl RuleReader<'_> {
         let Some(fields) = report.fields(item, "a rule", &known) else {
             return;
         };
-        let traffic = read_traffic(report, &fields);
+        let traffic = traffic::read(report, &fields, Holder::Rule);
         let peers = self.peers(report, &fields);
         let count = peers.as_ref().map_or(0, |(listed, _)| *listed);
         let id = self.id(report, &fields, count);
@@ -111,7 +109,14 @@ impl RuleReader<'_> {
         });
         let Some(traffic) = traffic else { return };
         for peer in peers {
-            warn_of_family(report, traffic, &peer);
+            traffic::warn_of_family(
+                report,
+                traffic,
+                Holder::Rule,
+                peer.span,
+                &peer.text,
+                peer.family,
+            );
             if let Some(first) = self.seen.get(&(traffic, peer.peer)) {
                 report
                     .error(
@@ -281,225 +286,6 @@ impl RuleReader<'_> {
         match cidr_help(text) {
             help if help.contains("every") => help,
             _ => PEER_HELP.to_owned(),
-        }
-    }
-}
-
-/// ICMP of one family never comes from the other.
-fn warn_of_family(report: &mut Report, traffic: Traffic, peer: &PeerRead) {
-    let (name, family, other) = match traffic {
-        Traffic::Icmp(_) => ("icmp", Family::V4, "icmpv6"),
-        Traffic::Icmpv6(_) => ("icmpv6", Family::V6, "icmp"),
-        _ => return,
-    };
-    let Some(found) = peer.family.filter(|found| *found != family) else {
-        return;
-    };
-    report
-        .warning(
-            peer.span,
-            format!(
-                "this rule never matches: {name} is carried by {} only, and {} is {}",
-                family.as_str(),
-                quoted(&peer.text),
-                found.as_str()
-            ),
-        )
-        .help(format!(
-            "use `protocol: {other}`, or a peer of the other family"
-        ));
-}
-
-fn read_traffic(report: &mut Report, fields: &Fields<'_>) -> Option<Traffic> {
-    let Some(node) = fields.get("protocol") else {
-        report
-            .error(fields.span, "the rule has no `protocol`")
-            .help(
-                "write `protocol: tcp`, `udp`, `icmp`, `icmpv6`, `all` or a number from 0 to 255",
-            );
-        return None;
-    };
-    match read_protocol(report, node)? {
-        Protocol::Number(6) => Some(Traffic::Tcp(read_ports(report, fields, "tcp")?)),
-        Protocol::Number(17) => Some(Traffic::Udp(read_ports(report, fields, "udp")?)),
-        Protocol::Number(1) => Some(Traffic::Icmp(read_icmp(report, fields, true)?)),
-        Protocol::Number(58) => Some(Traffic::Icmpv6(read_icmp(report, fields, false)?)),
-        Protocol::Number(number) => {
-            warn_of_ports(report, fields);
-            Some(Traffic::Other(number))
-        }
-        Protocol::All => {
-            warn_of_ports(report, fields);
-            Some(Traffic::All)
-        }
-    }
-}
-
-enum Protocol {
-    All,
-    Number(u8),
-}
-
-fn read_protocol(report: &mut Report, node: &Node) -> Option<Protocol> {
-    let text = report.text(node, "`protocol`", "`tcp`")?;
-    let help = match text.to_lowercase().as_str() {
-        "tcp" if text == "tcp" => return Some(Protocol::Number(6)),
-        "udp" if text == "udp" => return Some(Protocol::Number(17)),
-        "icmp" if text == "icmp" => return Some(Protocol::Number(1)),
-        "icmpv6" if text == "icmpv6" => return Some(Protocol::Number(58)),
-        "all" if text == "all" => return Some(Protocol::All),
-        "any" | "*" => "write `all`".to_owned(),
-        "icmp6" | "ipv6-icmp" | "icmp-v6" => "write `icmpv6`".to_owned(),
-        "gre" => "write its number, `47`".to_owned(),
-        "esp" => "write its number, `50`".to_owned(),
-        "ah" => "write its number, `51`".to_owned(),
-        "sctp" => "write its number, `132`".to_owned(),
-        lower => match (
-            decimal(lower),
-            nearest(lower, ["tcp", "udp", "icmp", "icmpv6", "all"]),
-        ) {
-            (Some(-1), _) => return Some(Protocol::All),
-            (Some(number), _) => match u8::try_from(number) {
-                Ok(number) => return Some(Protocol::Number(number)),
-                Err(_) => "protocol numbers are from 0 to 255; -1 means all".to_owned(),
-            },
-            (None, Some(near)) => format!("did you mean `{near}`?"),
-            (None, None) => {
-                "write `tcp`, `udp`, `icmp`, `icmpv6`, `all` or a number from 0 to 255".to_owned()
-            }
-        },
-    };
-    report
-        .error(node.span, format!("there is no protocol {}", quoted(text)))
-        .help(help);
-    None
-}
-
-fn read_ports(report: &mut Report, fields: &Fields<'_>, protocol: &str) -> Option<PortRange> {
-    for key in ["type", "code"] {
-        if let Some(entry) = fields.entry(key) {
-            report
-                .error(
-                    entry.key,
-                    format!("a {protocol} rule has ports, and no `{key}`"),
-                )
-                .help(format!("remove `{key}`, or write `protocol: icmp`"));
-        }
-    }
-    let help = "write `ports: 443`, `ports: 8080-8090`, or `ports: 0-65535` for every port";
-    let Some(node) = fields.get("ports") else {
-        report
-            .error(fields.span, format!("the {protocol} rule has no `ports`"))
-            .help(help);
-        return None;
-    };
-    let text = match &node.value {
-        Value::Scalar { text, .. } if !node.is_null() => text.trim(),
-        _ => {
-            let help = match node.value {
-                Value::List(_) => "a rule has one port or one range; write a rule for each",
-                _ => help,
-            };
-            report
-                .wrong_type(node, "`ports`", "a port or a range")
-                .help(help);
-            return None;
-        }
-    };
-    if text == "all" {
-        return Some(PortRange::ALL);
-    }
-    let range = match text.split_once('-') {
-        Some((from, to)) if !from.is_empty() => (decimal(from.trim()), decimal(to.trim())),
-        _ => (decimal(text), decimal(text)),
-    };
-    let (Some(from), Some(to)) = range else {
-        report
-            .error(
-                node.span,
-                format!("`ports`: {} is no port or range", quoted(text)),
-            )
-            .help(help);
-        return None;
-    };
-    let (Ok(from), Ok(to)) = (u16::try_from(from), u16::try_from(to)) else {
-        report
-            .error(
-                node.span,
-                format!("`ports`: {} is outside 0-65535", quoted(text)),
-            )
-            .help("ports are from 0 to 65535; write `0-65535` for every port");
-        return None;
-    };
-    if from > to {
-        report
-            .error(
-                node.span,
-                format!("`ports`: {} ends before it begins", quoted(text)),
-            )
-            .help(format!("write `{to}-{from}`"));
-        return None;
-    }
-    Some(PortRange { from, to })
-}
-
-/// ICMP needs a type, ICMPv6 does not (aws-semantics §1.1).
-fn read_icmp(report: &mut Report, fields: &Fields<'_>, required: bool) -> Option<IcmpMatch> {
-    let name = if required { "icmp" } else { "icmpv6" };
-    let echo = if required { 8 } else { 128 };
-    if let Some(entry) = fields.entry("ports") {
-        report
-            .error(entry.key, format!("{name} has no ports"))
-            .help(format!(
-                "remove `ports`; write `type: {echo}` for ping, `type: -1` for every message"
-            ));
-    }
-    let Some(node) = fields.get("type") else {
-        if required || fields.get("code").is_some() {
-            report
-                .error(fields.span, format!("the {name} rule has no `type`"))
-                .help(format!(
-                    "write `type: {echo}` for ping, `type: -1` for every message"
-                ));
-            return None;
-        }
-        return Some(IcmpMatch::Any);
-    };
-    let kind = report.number(node, "`type`", -1..=255);
-    let code = match fields.get("code") {
-        Some(node) => report.number(node, "`code`", -1..=255),
-        None => Some(-1),
-    };
-    let (kind, code) = (kind?, code?);
-    let Ok(kind) = u8::try_from(kind) else {
-        if code != -1
-            && let Some(entry) = fields.entry("code")
-        {
-            report
-                .warning(
-                    entry.value.span,
-                    "`code` is ignored: type -1 covers every code, as on AWS",
-                )
-                .help("remove `code`, or name a type");
-        }
-        return Some(IcmpMatch::Any);
-    };
-    Some(match u8::try_from(code) {
-        Ok(code) => IcmpMatch::TypeAndCode(kind, code),
-        Err(_) => IcmpMatch::Type(kind),
-    })
-}
-
-/// AWS ignores ports where the protocol has none, and so do we, audibly.
-fn warn_of_ports(report: &mut Report, fields: &Fields<'_>) {
-    for key in ["ports", "type", "code"] {
-        if let Some(entry) = fields.entry(key) {
-            report
-                .warning(
-                    entry.key,
-                    format!("`{key}` is ignored, as on AWS: only tcp and udp have ports, only icmp and icmpv6 types"),
-                )
-                .help(format!("remove `{key}`: the rule covers all of this protocol"));
         }
     }
 }

@@ -5,7 +5,9 @@ use crate::model::{
     Direction, IcmpMatch, Peer, PortRange, RuleId, SecurityGroup, Traffic, derive_id,
 };
 
+mod acl;
 mod entities;
+mod route;
 
 const BASE: &str = "\
 vpc: { cidr: [10.0.0.0/16] }
@@ -403,30 +405,6 @@ fn prefix_lists_hold_one_family_without_repeats() {
 }
 
 #[test]
-fn what_is_not_enforced_is_refused() {
-    only(
-        &refused("network_acls: {}\n"),
-        &[
-            "network_acls",
-            "does not enforce network ACLs yet",
-            "remove",
-        ],
-    );
-    only(
-        &refused("route_tables:\n"),
-        &["does not enforce route tables yet"],
-    );
-    only(
-        &refused("  b: { cidr: 10.0.2.0/24, route_table: x }\n"),
-        &["remove the key `route_table`"],
-    );
-    only(
-        &refused("  b: { cidr: 10.0.2.0/24, network_acl: x }\n"),
-        &["remove the key `network_acl`"],
-    );
-}
-
-#[test]
 fn rule_files_bring_groups_and_lists_and_nothing_else() {
     let lab =
         format!("{BASE}entities: {{ a: {{ kind: ec2, subnet: app, security_groups: [web] }} }}\n");
@@ -442,6 +420,13 @@ fn rule_files_bring_groups_and_lists_and_nothing_else() {
         &lines(found.unwrap_err().iter()),
         &["a rule file has no `entities`", "to the lab file"],
     );
+    for section in ["network_acls", "route_tables"] {
+        let found = load_sources(&[("lab.yaml", BASE), ("r.yaml", &format!("{section}: {{}}"))]);
+        only(
+            &lines(found.unwrap_err().iter()),
+            &["a rule file has no", section, "to the lab file"],
+        );
+    }
     // What the broken file may declare is not held against the others.
     let found = load_sources(&[("lab.yaml", &lab), ("r.yaml", "security_groups: [")]);
     only(&lines(found.unwrap_err().iter()), &["not valid YAML"]);

@@ -3,11 +3,15 @@
 use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
+use super::names::Lookup;
 use super::net::{may_be_vpc, overlap};
-use super::reader::Entry;
+use super::reader::{Entry, list_of};
 use super::source::Span;
+use super::suggest::nearest;
 use super::yaml::Node;
-use crate::model::{AclIx, RouteTableIx, Subnet, Vpc, derive_id};
+use crate::model::{
+    AclIx, DEFAULT_ACL, IcmpErrors, MAIN_ROUTE_TABLE, RouteTableIx, Subnet, Vpc, derive_id,
+};
 
 /// The VPC, with the places of its blocks.
 #[derive(Debug, Default)]
@@ -39,9 +43,12 @@ const VPC_HELP: &str = "write for example `vpc: { cidr: [10.0.0.0/16] }`";
 pub(super) fn read_vpc(report: &mut Report, node: &Node) -> VpcDecl {
     let mut decl = VpcDecl::default();
     decl.vpc.id = derive_id("vpc", &["vpc"]);
-    let Some(fields) = report.fields(node, "`vpc`", &["id", "cidr"]) else {
+    let Some(fields) = report.fields(node, "`vpc`", &["id", "cidr", "icmp_errors"]) else {
         return decl;
     };
+    if let Some(node) = fields.get("icmp_errors") {
+        decl.vpc.icmp_errors = read_icmp_errors(report, node);
+    }
     if let Some(node) = fields.get("id")
         && let Some(id) = report.id(node, "the VPC", "vpc")
     {
@@ -96,17 +103,45 @@ pub(super) fn read_vpc(report: &mut Report, node: &Node) -> VpcDecl {
     decl
 }
 
+fn read_icmp_errors(report: &mut Report, node: &Node) -> IcmpErrors {
+    let known = ["rule", "related"];
+    let what = "`icmp_errors` of the VPC";
+    let help = match report.text(node, what, "`icmp_errors: related`") {
+        None => return IcmpErrors::default(),
+        Some("rule") => return IcmpErrors::ByRule,
+        Some("related") => return IcmpErrors::Related,
+        Some(other) => match nearest(other, known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "write `rule`, AWS's newest text: an ICMP error needs a rule; or `related`, which lets in those about a tracked flow too".to_owned(),
+        },
+    };
+    report
+        .error(node.span, format!("{what} is one of {}", list_of(&known)))
+        .help(help);
+    IcmpErrors::default()
+}
+
+/// What subnets are read against.
+#[derive(Debug)]
+pub(super) struct Scope<'a> {
+    pub(super) vpc: &'a VpcDecl,
+    pub(super) acls: &'a Lookup<AclIx>,
+    pub(super) tables: &'a Lookup<RouteTableIx>,
+    /// Something is missing from the files, so a missing name proves nothing.
+    pub(super) incomplete: bool,
+}
+
 /// Reads `subnets:`.
 pub(super) fn read_subnets(
     report: &mut Report,
     entries: &[Entry<'_>],
-    vpc: &VpcDecl,
+    scope: &Scope<'_>,
 ) -> Vec<SubnetDecl> {
     let mut decls = Vec::with_capacity(entries.len());
     let mut seen: Vec<(IpNet, Span)> = Vec::new();
     for entry in entries {
         check_name(report, entry, "a subnet", "subnet-");
-        decls.push(read_subnet(report, entry, vpc, &mut seen));
+        decls.push(read_subnet(report, entry, scope, &mut seen));
     }
     decls
 }
@@ -138,7 +173,7 @@ pub(super) fn check_name(report: &mut Report, entry: &Entry<'_>, what: &str, id_
 fn read_subnet(
     report: &mut Report,
     entry: &Entry<'_>,
-    vpc: &VpcDecl,
+    scope: &Scope<'_>,
     seen: &mut Vec<(IpNet, Span)>,
 ) -> SubnetDecl {
     let name = entry.name;
@@ -147,8 +182,8 @@ fn read_subnet(
             id: derive_id("subnet", &[name]),
             name: name.to_owned(),
             cidrs: Vec::new(),
-            network_acl: AclIx::new(0),
-            route_table: RouteTableIx::new(0),
+            network_acl: scope.acls.get(DEFAULT_ACL).unwrap_or_default(),
+            route_table: scope.tables.get(MAIN_ROUTE_TABLE).unwrap_or_default(),
             place: report.place(entry.key),
         },
         key: entry.key,
@@ -160,10 +195,15 @@ fn read_subnet(
     let Some(fields) = report.fields(entry.value, &what, &known) else {
         return decl;
     };
-    for key in ["network_acl", "route_table"] {
-        if let Some(found) = fields.entry(key) {
-            not_enforced(report, found.key, key);
-        }
+    if let Some(node) = fields.get("network_acl") {
+        let kind = ("network ACL", "network_acls");
+        let found = scope.acls.find(report, node, kind, scope.incomplete);
+        decl.subnet.network_acl = found.unwrap_or_default();
+    }
+    if let Some(node) = fields.get("route_table") {
+        let kind = ("route table", "route_tables");
+        let found = scope.tables.find(report, node, kind, scope.incomplete);
+        decl.subnet.route_table = found.unwrap_or_default();
     }
     if let Some(node) = fields.get("id")
         && let Some(id) = report.id(node, &what, "subnet")
@@ -193,7 +233,7 @@ fn read_subnet(
             decl.whole = false;
             break;
         }
-        match read_subnet_block(report, item, &what, vpc, seen) {
+        match read_subnet_block(report, item, &what, scope.vpc, seen) {
             Some(net) => {
                 let first = decl
                     .subnet
@@ -274,18 +314,4 @@ fn read_block(
         )
         .help(format!("choose a prefix length from {least} to {most}"));
     None
-}
-
-/// Refuses what would be stored and not enforced.
-pub(super) fn not_enforced(report: &mut Report, span: Span, key: &str) {
-    let what = match key {
-        "network_acl" | "network_acls" => "network ACLs",
-        _ => "route tables",
-    };
-    report
-        .error(
-            span,
-            format!("this version does not enforce {what} yet, so it refuses the file rather than obey half of it"),
-        )
-        .help(format!("remove the key `{key}`"));
 }

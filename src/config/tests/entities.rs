@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::*;
-use crate::model::{Attachment, EntityKind, Via};
+use crate::model::{Attachment, EntityKind, GATEWAY_MTU, IcmpErrors, LoadBalancer, Via};
 
 #[test]
 fn addresses_left_out_are_given_past_the_reserved_and_the_taken() {
@@ -134,6 +134,163 @@ fn several_interfaces_are_numbered_in_order() {
     only(
         &refused("entities: { a: { kind: ec2, mtu: 1500, interfaces: [ { subnet: app } ] } }\n"),
         &["both `interfaces` and `mtu`"],
+    );
+}
+
+#[test]
+fn timeouts_have_awss_ranges_and_defaults() {
+    let tracking = |rest: &str| {
+        let text = format!("entities: {{ a: {{ kind: ec2, subnet: app, {rest} }} }}\n");
+        valid(&text).model.interfaces[0].tracking
+    };
+    let seconds = Duration::from_secs;
+    assert_eq!(tracking("").tcp_established, seconds(432_000));
+    assert_eq!(tracking("nitro_v6: true").tcp_established, seconds(350));
+    assert_eq!(
+        tracking("nitro_v6: false").tcp_established,
+        seconds(432_000)
+    );
+    let explicit = tracking("nitro_v6: true, tracking: { tcp_established: 60, udp_stream: 60s }");
+    assert_eq!(explicit.tcp_established, seconds(60));
+    assert_eq!(explicit.udp_stream, seconds(60));
+    assert_eq!(explicit.udp_timeout, seconds(30));
+    let kept = tracking("nitro_v6: true, tracking: { udp_timeout: 60 }");
+    assert_eq!(kept.tcp_established, seconds(350));
+    for (key, value, range) in [
+        ("tcp_established", "59", "from 60 to 432000"),
+        ("tcp_established", "432001s", "from 60 to 432000"),
+        ("udp_timeout", "29", "from 30 to 60"),
+        ("udp_timeout", "61", "from 30 to 60"),
+        ("udp_stream", "59s", "from 60 to 180"),
+        ("udp_stream", "181", "from 60 to 180"),
+    ] {
+        let found = refused(&format!(
+            "entities: {{ a: {{ kind: ec2, subnet: app, tracking: {{ {key}: {value} }} }} }}\n"
+        ));
+        only(&found, &[value, key, range]);
+    }
+}
+
+#[test]
+fn an_entity_of_several_interfaces_passes_its_generation_on() {
+    let loaded = valid(
+        "entities:
+  a:
+    kind: ec2
+    nitro_v6: true
+    tracking: { max_flows: 7 }
+    interfaces: [ { subnet: app }, { subnet: app, tracking: { tcp_established: 90 } } ]
+",
+    );
+    let timeouts: Vec<u64> = loaded
+        .model
+        .interfaces
+        .iter()
+        .map(|interface| interface.tracking.tcp_established.as_secs())
+        .collect();
+    assert_eq!(timeouts, [350, 90]);
+    assert_eq!(loaded.model.entities[0].max_flows, Some(7));
+}
+
+#[test]
+fn the_allowance_is_the_whole_entitys() {
+    let loaded = valid(
+        "entities: { a: { kind: ec2, subnet: app, tracking: { max_flows: 1 } }, b: { kind: ec2, subnet: app } }\n",
+    );
+    let allowances: Vec<Option<u32>> = loaded
+        .model
+        .entities
+        .iter()
+        .map(|entity| entity.max_flows)
+        .collect();
+    assert_eq!(allowances, [Some(1), None]);
+    let entity = |rest: &str| refused(&format!("entities: {{ a: {{ kind: ec2, {rest} }} }}\n"));
+    only(
+        &entity("subnet: app, tracking: { max_flows: 0 }"),
+        &["`max_flows` must be from 1", "number from 1"],
+    );
+    only(
+        &entity("interfaces: [ { subnet: app, tracking: { max_flows: 1 } } ]"),
+        &[
+            "4:70 max_flows",
+            "allowance of an entity",
+            "beside `interfaces`",
+        ],
+    );
+    only(
+        &entity("tracking: { udp_stream: 90 }, interfaces: [ { subnet: app } ]"),
+        &[
+            "both `interfaces` and a `udp_stream`",
+            "entries of `interfaces`",
+        ],
+    );
+    only(
+        &entity("tracking: { max_flow: 1 }, interfaces: [ { subnet: app } ]"),
+        &["no key `max_flow`", "did you mean `max_flows`?"],
+    );
+}
+
+#[test]
+fn load_balancers_are_of_a_type() {
+    let kind = |rest: &str| {
+        let text = format!("entities: {{ a: {{ kind: elb, subnet: app, {rest} }} }}\n");
+        valid(&text).model.entities[0].kind
+    };
+    assert_eq!(kind(""), EntityKind::Elb(LoadBalancer::Application));
+    assert_eq!(
+        kind("type: application"),
+        EntityKind::Elb(LoadBalancer::Application)
+    );
+    assert_eq!(
+        kind("type: network"),
+        EntityKind::Elb(LoadBalancer::Network)
+    );
+    let entity = |rest: &str| refused(&format!("entities: {{ a: {{ subnet: app, {rest} }} }}\n"));
+    only(
+        &entity("kind: elb, type: netwrok"),
+        &["no type `netwrok`", "did you mean `network`?"],
+    );
+    only(
+        &entity("kind: elb, type: gateway"),
+        &["no type `gateway`", "no security groups"],
+    );
+    only(
+        &entity("kind: ec2, type: network"),
+        &["only `elb` has a `type`", "`kind: elb`"],
+    );
+}
+
+#[test]
+fn hosts_outside_have_the_mtu_of_the_internet_and_no_tracking() {
+    let host = |rest: &str| {
+        format!("entities: {{ a: {{ kind: external, via: igw, addresses: 192.0.2.1, {rest} }} }}\n")
+    };
+    assert_eq!(valid(&host("")).model.interfaces[0].mtu, GATEWAY_MTU);
+    assert_eq!(valid(&host("mtu: 9001")).model.interfaces[0].mtu, 9001);
+    for key in ["tracking: {}", "nitro_v6: true", "type: network"] {
+        let name = key.split(':').next().unwrap();
+        only(
+            &refused(&host(key)),
+            &[&format!("takes no `{name}`"), "remove"],
+        );
+    }
+}
+
+#[test]
+fn icmp_errors_need_a_rule_unless_the_vpc_says_otherwise() {
+    let vpc = |rest: &str| load_str("l", &format!("vpc: {{ cidr: 10.0.0.0/16{rest} }}"));
+    let errors = |rest: &str| vpc(rest).unwrap().model.vpc.icmp_errors;
+    assert_eq!(errors(""), IcmpErrors::ByRule);
+    assert_eq!(errors(", icmp_errors: rule"), IcmpErrors::ByRule);
+    assert_eq!(errors(", icmp_errors: related"), IcmpErrors::Related);
+    let wrong = |rest: &str| lines(vpc(rest).unwrap_err().iter());
+    only(
+        &wrong(", icmp_errors: relatd"),
+        &["one of `rule` and `related`", "did you mean `related`?"],
+    );
+    only(
+        &wrong(", icmp_errors: true"),
+        &["one of", "AWS's newest text"],
     );
 }
 
