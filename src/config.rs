@@ -25,6 +25,7 @@ mod groups;
 mod kind;
 mod names;
 mod net;
+mod quotas;
 mod reader;
 mod route;
 mod rules;
@@ -73,13 +74,38 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
+/// What exceeds AWS's quotas.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Quotas {
+    /// Is an error, as on AWS where no quota was raised.
+    #[default]
+    Enforce,
+    /// Is a warning.
+    Warn,
+}
+
+/// How files are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// What becomes of what exceeds AWS's quotas.
+    pub quotas: Quotas,
+}
+
 /// Reads a lab file and its rule files.
 ///
 /// # Errors
 /// Everything that is wrong with them; a file that can't be read is one of
 /// those things.
 pub fn load(lab: &Path, rules: &[PathBuf]) -> Result<Loaded, Diagnostics> {
-    let mut report = Report::default();
+    load_with(lab, rules, Options::default())
+}
+
+/// Reads a lab file and its rule files, with options.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(lab: &Path, rules: &[PathBuf], options: Options) -> Result<Loaded, Diagnostics> {
+    let mut report = Report::new(options.quotas);
     let mut files = vec![lab.to_path_buf()];
     files.extend_from_slice(rules);
     let mut nodes = Vec::with_capacity(files.len());
@@ -111,7 +137,18 @@ pub fn load_str(name: &str, text: &str) -> Result<Loaded, Diagnostics> {
 /// # Errors
 /// Everything that is wrong with them.
 pub fn load_sources(sources: &[(&str, &str)]) -> Result<Loaded, Diagnostics> {
-    let mut report = Report::default();
+    load_sources_with(sources, Options::default())
+}
+
+/// Reads a lab and rules from memory, with options.
+///
+/// # Errors
+/// As [`load_sources`].
+pub fn load_sources_with(
+    sources: &[(&str, &str)],
+    options: Options,
+) -> Result<Loaded, Diagnostics> {
+    let mut report = Report::new(options.quotas);
     let mut nodes = Vec::with_capacity(sources.len());
     for (name, text) in sources {
         nodes.push(parse(&mut report, name, (*text).to_owned()));
@@ -237,6 +274,14 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
         sections.incomplete,
     );
     route::read_routes(report, &mut tables, &scope);
+    let declared = quotas::Declared {
+        groups: &groups,
+        lists: &lists,
+        acls: &acls,
+        tables: &tables,
+        interfaces: &interfaces,
+    };
+    quotas::check(report, &declared);
 
     let written = |key: Span, id: Span| (Some(id), id != key);
     let declared = |key: Option<Span>, id: Option<Span>| {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{CliError, Format, Outcome};
-use crate::config::{self, Diagnostic, Diagnostics, Loaded};
+use crate::config::{self, Diagnostic, Diagnostics, Loaded, Quotas};
 use crate::model::Model;
 
 /// Arguments of `sgwall check`.
@@ -19,14 +19,18 @@ Exit codes: 0 valid, 1 invalid or unreadable, 2 wrong usage.
 Examples:
   sgwall check configs/three-tier.yaml
   sgwall check lab.yaml --rules web.yaml --rules db.yaml
+  sgwall check lab.yaml --ignore-quotas
   sgwall check lab.yaml --format json | jq '.diagnostics[].message'")]
 pub struct Args {
-    /// The lab file: VPC, subnets, security groups, entities.
+    /// The lab file: VPC, subnets, security groups, network ACLs, route tables, entities.
     #[arg(value_name = "LAB", value_hint = ValueHint::FilePath)]
     pub lab: PathBuf,
     /// A further file with `security_groups` and `prefix_lists`; repeatable.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub rules: Vec<PathBuf>,
+    /// Take what exceeds AWS's quotas for a warning, not for a mistake.
+    #[arg(long)]
+    pub ignore_quotas: bool,
     /// How to write the answer.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -37,7 +41,8 @@ pub struct Args {
 /// # Errors
 /// None now; the signature is that of every command.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let loaded = match load_or_report(&args.lab, &args.rules, args.format) {
+    let options = options(args.ignore_quotas);
+    let loaded = match load_or_report(&args.lab, &args.rules, options, args.format) {
         Ok(loaded) => loaded,
         Err(outcome) => return Ok(outcome),
     };
@@ -57,6 +62,16 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     Ok(Outcome::Yes)
 }
 
+/// How a command reads files.
+pub(super) fn options(ignore_quotas: bool) -> config::Options {
+    let quotas = if ignore_quotas {
+        Quotas::Warn
+    } else {
+        Quotas::Enforce
+    };
+    config::Options { quotas }
+}
+
 /// Reads the files for any command that needs them. What is wrong is printed,
 /// as text to stderr or as one JSON object to stdout, and gives the outcome to
 /// end with. Warnings of valid files go to stderr as text; with JSON they are
@@ -64,9 +79,10 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
 pub(super) fn load_or_report(
     lab: &Path,
     rules: &[PathBuf],
+    options: config::Options,
     format: Format,
 ) -> Result<Loaded, Outcome> {
-    let result = config::load(lab, rules);
+    let result = config::load_with(lab, rules, options);
     match (&result, format) {
         (Ok(loaded), Format::Text) => print_text(&loaded.warnings),
         (Ok(_), Format::Json) => {}
@@ -98,6 +114,8 @@ struct Summary {
     prefix_lists: usize,
     security_groups: usize,
     rules: usize,
+    network_acls: usize,
+    route_tables: usize,
     entities: usize,
     interfaces: usize,
 }
@@ -113,6 +131,8 @@ impl Summary {
                 .iter()
                 .map(|group| group.ingress.len() + group.egress.len())
                 .sum(),
+            network_acls: model.network_acls.len(),
+            route_tables: model.route_tables.len(),
             entities: model.entities.len(),
             interfaces: model.interfaces.len(),
         }
@@ -123,11 +143,13 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}, {}, {}, {}, {}, {}",
+            "{}, {}, {}, {}, {}, {}, {}, {}",
             counted(self.subnets, "subnet", "subnets"),
             counted(self.prefix_lists, "prefix list", "prefix lists"),
             counted(self.security_groups, "security group", "security groups"),
             counted(self.rules, "rule", "rules"),
+            counted(self.network_acls, "network ACL", "network ACLs"),
+            counted(self.route_tables, "route table", "route tables"),
             counted(self.entities, "entity", "entities"),
             counted(self.interfaces, "interface", "interfaces"),
         )

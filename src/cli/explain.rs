@@ -53,6 +53,9 @@ pub struct Args {
     /// ICMP code; 0 otherwise.
     #[arg(long, value_name = "CODE", requires = "kind")]
     code: Option<u8>,
+    /// Take what exceeds AWS's quotas for a warning, not for a mistake.
+    #[arg(long)]
+    ignore_quotas: bool,
     /// How the answer is written.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -63,7 +66,8 @@ pub struct Args {
 /// # Errors
 /// [`CliError::Usage`] if the question makes no sense.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let model = match check::load_or_report(&args.lab, &args.rules, args.format) {
+    let options = check::options(args.ignore_quotas);
+    let model = match check::load_or_report(&args.lab, &args.rules, options, args.format) {
         Ok(loaded) => loaded.model,
         Err(outcome) => return Ok(outcome),
     };

@@ -56,6 +56,9 @@ pub struct Args {
     /// Go on even if an interface can't be proven to enforce.
     #[arg(long)]
     allow_unproven: bool,
+    /// Take what exceeds AWS's quotas for a warning, not for a mistake.
+    #[arg(long)]
+    ignore_quotas: bool,
     /// How events are written; JSON is one object a line.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -140,10 +143,11 @@ fn hold(
 /// Reads the files; what is wrong with them is said in the format of all other
 /// events.
 fn load(args: &Args) -> Result<Loaded, Outcome> {
+    let options = check::options(args.ignore_quotas);
     if args.format == Format::Text {
-        return check::load_or_report(&args.lab, &args.rules, args.format);
+        return check::load_or_report(&args.lab, &args.rules, options, args.format);
     }
-    match config::load(&args.lab, &args.rules) {
+    match config::load_with(&args.lab, &args.rules, options) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 let line = json!({ "event": "warning", "diagnostics": [warning] });
@@ -228,7 +232,8 @@ impl Reloader<'_> {
 
     fn reload(&self) {
         let appliance = &self.standing.appliance;
-        let replaced = match config::load(&self.args.lab, &self.args.rules) {
+        let options = check::options(self.args.ignore_quotas);
+        let replaced = match config::load_with(&self.args.lab, &self.args.rules, options) {
             Ok(Loaded {
                 model, warnings, ..
             }) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde::Serialize;
 
+use super::Quotas;
 use super::source::{Source, Span};
 use super::suggest::nearest;
 
@@ -200,9 +201,17 @@ pub(super) struct Report {
     overflow: bool,
     /// Names compared so far in search of what a mistyped one means.
     compared: usize,
+    quotas: Quotas,
 }
 
 impl Report {
+    pub(super) fn new(quotas: Quotas) -> Self {
+        Self {
+            quotas,
+            ..Self::default()
+        }
+    }
+
     /// Adds a file and gives its number for [`Span::file`].
     pub(super) fn add_source(&mut self, source: Source) -> usize {
         self.sources.push(Arc::new(source));
@@ -237,6 +246,22 @@ impl Report {
     /// Adds a warning.
     pub(super) fn warning(&mut self, span: Span, message: impl Into<String>) -> &mut Draft {
         self.add(Severity::Warning, span, message.into())
+    }
+
+    /// Adds what exceeds a quota of AWS: an error, or a warning where quotas
+    /// are ignored.
+    pub(super) fn quota(
+        &mut self,
+        span: Span,
+        message: impl Into<String>,
+        remedy: &str,
+    ) -> &mut Draft {
+        match self.quotas {
+            Quotas::Enforce => self.error(span, message).help(format!(
+                "{remedy}; where AWS has raised the quota, `--ignore-quotas` makes this a warning"
+            )),
+            Quotas::Warn => self.warning(span, message).help(remedy),
+        }
     }
 
     /// The declared name nearest to a mistyped one, if one is near enough.

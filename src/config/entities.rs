@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::diagnostic::{Report, quoted};
 use super::kind;
 use super::names::{Names, check_entity_name, find_group};
+use super::quotas::GROUPS_PER_INTERFACE;
 use super::reader::{Entry, Fields};
 use super::source::Span;
 use super::tracking::{self, At};
@@ -421,6 +422,15 @@ fn read_group_names(
                 format!("{what} has more than {MAX_GROUPS} groups on one interface"),
             )
             .help("AWS admits at most 16; merge some of the groups");
+    } else if let Some(extra) = items.get(GROUPS_PER_INTERFACE) {
+        report.quota(
+            extra.span,
+            format!(
+                "{what} has {} groups on one interface; AWS's quota is {GROUPS_PER_INTERFACE}",
+                items.len()
+            ),
+            "merge some of the groups; AWS raises this quota to 16 at most",
+        );
     }
     let mut seen: HashMap<GroupIx, Span> = HashMap::new();
     let mut groups = Vec::with_capacity(items.len());

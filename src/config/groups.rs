@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
-use super::names::{Family, MAX_TEXT, Names, is_admitted, read_description};
+use super::names::{Family, MAX_TEXT, Names, check_tags, is_admitted, read_description};
+use super::quotas::ENTRIES_PER_LIST;
 use super::reader::{Entry, Fields};
 use super::rules::{self, RuleSpan};
 use super::source::Span;
@@ -25,6 +26,14 @@ pub(super) struct GroupDecl<'n> {
     fields: Option<Fields<'n>>,
 }
 
+impl GroupDecl<'_> {
+    /// The key of one direction's rules, where they are declared.
+    pub(super) fn direction(&self, direction: Direction) -> Option<Span> {
+        let fields = self.fields.as_ref()?;
+        fields.entry(direction.as_str()).map(|entry| entry.key)
+    }
+}
+
 /// A prefix list and where its parts are.
 #[derive(Debug)]
 pub(super) struct ListDecl {
@@ -33,6 +42,8 @@ pub(super) struct ListDecl {
     pub(super) id: Span,
     /// The family of its entries, if it has any that could be read.
     pub(super) family: Option<Family>,
+    /// How many entries it may hold, which is what a reference counts.
+    pub(super) size: usize,
 }
 
 /// Reads the heads of all groups; `default` is there in the end, declared or not.
@@ -46,7 +57,7 @@ pub(super) fn read_groups<'n>(
     let mut folded: HashMap<String, Span> = HashMap::new();
     for entry in entries {
         // AWS trims trailing spaces when it saves the name (§1.5).
-        let name = entry.name.trim_end();
+        let name = entry.name.trim_end_matches(' ');
         if let Some(first) = folded.insert(name.to_lowercase(), entry.key) {
             folded.insert(name.to_lowercase(), first);
             report
@@ -183,7 +194,7 @@ fn check_group_name(report: &mut Report, entry: &Entry<'_>, name: &str) {
 
 fn read_head<'n>(report: &mut Report, entry: &Entry<'n>, name: &str) -> GroupDecl<'n> {
     let what = format!("security group {}", quoted(name));
-    let known = ["id", "description", "ingress", "egress"];
+    let known = ["id", "description", "tags", "ingress", "egress"];
     let fields = report.fields(entry.value, &what, &known);
     let mut decl = GroupDecl {
         group: SecurityGroup {
@@ -208,6 +219,7 @@ fn read_head<'n>(report: &mut Report, entry: &Entry<'n>, name: &str) -> GroupDec
         if let Some(node) = fields.get("description") {
             decl.group.description = read_description(report, node, &what, true);
         }
+        check_tags(report, fields, &what);
     }
     decl.fields = fields;
     decl
@@ -269,12 +281,16 @@ fn read_list(report: &mut Report, entry: &Entry<'_>) -> ListDecl {
         key: entry.key,
         id: entry.key,
         family: None,
+        size: 0,
     };
+    let mut room = None;
     let items = match &entry.value.value {
         Value::Map(_) => {
-            let Some(fields) = report.fields(entry.value, &what, &["id", "entries"]) else {
+            let known = ["id", "entries", "max_entries"];
+            let Some(fields) = report.fields(entry.value, &what, &known) else {
                 return decl;
             };
+            room = fields.get("max_entries");
             if let Some(node) = fields.get("id")
                 && let Some(id) = report.id(node, &what, "pl")
             {
@@ -293,8 +309,18 @@ fn read_list(report: &mut Report, entry: &Entry<'_>) -> ListDecl {
         }
         _ => report.list(entry.value, &what, help),
     };
+    let items = items.unwrap_or_default();
+    decl.size = match room {
+        Some(node) => read_room(report, node, items.len(), &what),
+        None => {
+            if let Some(extra) = items.get(ENTRIES_PER_LIST) {
+                too_long(report, extra.span, items.len(), &what);
+            }
+            items.len()
+        }
+    };
     let mut seen: HashMap<IpNet, Span> = HashMap::new();
-    for item in items.unwrap_or_default() {
+    for item in items {
         let Some((net, span)) = read_entry(report, item, &what) else {
             continue;
         };
@@ -317,6 +343,36 @@ fn read_list(report: &mut Report, entry: &Entry<'_>) -> ListDecl {
         decl.list.entries.push(net);
     }
     decl
+}
+
+/// `max_entries`, or as many as there are where it makes no sense.
+fn read_room(report: &mut Report, node: &Node, entries: usize, what: &str) -> usize {
+    let key = format!("`max_entries` of {what}");
+    let room = report.number(node, &key, 1..=i32::MAX.into());
+    let Some(room) = room.and_then(|room| usize::try_from(room).ok()) else {
+        return entries;
+    };
+    if room < entries {
+        report
+            .error(
+                node.span,
+                format!("{what} has {entries} entries, more than its `max_entries`"),
+            )
+            .help(format!("write {entries} or more, or remove `max_entries`"));
+        return entries;
+    }
+    if room > ENTRIES_PER_LIST {
+        too_long(report, node.span, room, what);
+    }
+    room
+}
+
+fn too_long(report: &mut Report, span: Span, count: usize, what: &str) {
+    report.quota(
+        span,
+        format!("{what} holds up to {count} entries; AWS's quota is {ENTRIES_PER_LIST}"),
+        "make several lists of it",
+    );
 }
 
 fn read_entry(report: &mut Report, item: &Node, what: &str) -> Option<(IpNet, Span)> {

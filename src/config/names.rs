@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
-use super::reader::{Entry, is_id};
+use super::reader::{Entry, Fields, is_id};
 use super::source::Span;
 use super::yaml::{Node, Value};
 use crate::model::{GroupIx, PrefixListIx};
 
 /// Longest group name and description (aws-semantics §1.1, §1.5).
 pub(super) const MAX_TEXT: usize = 255;
+/// Longest key and value of a tag (aws-semantics §1.1).
+const MAX_TAG_KEY: usize = 127;
+const MAX_TAG_VALUE: usize = 256;
 /// Longest DNS label (RFC 1035 §2.3.4).
 const MAX_NAME: usize = 63;
 
@@ -102,6 +105,54 @@ pub(super) fn read_description(
             .help(help);
     }
     text.to_string()
+}
+
+/// Holds `tags:` to what AWS admits. Nothing here has a use for them; whoever
+/// copies a group from AWS has them.
+pub(super) fn check_tags(report: &mut Report, fields: &Fields<'_>, what: &str) {
+    let Some(node) = fields.get("tags").filter(|node| !node.is_null()) else {
+        return;
+    };
+    let tags = report.entries(node, &format!("`tags` of {what}"));
+    for tag in tags.unwrap_or_default() {
+        let length = tag.name.chars().count();
+        let reserved = tag
+            .name
+            .get(..4)
+            .is_some_and(|start| start.eq_ignore_ascii_case("aws:"));
+        let (message, help) = if length == 0 || length > MAX_TAG_KEY {
+            ("has no key of 1 to 127 characters", "shorten the key")
+        } else if reserved {
+            (
+                "has a key that AWS keeps for itself",
+                "choose a key that does not start with `aws:`",
+            )
+        } else {
+            let Value::Scalar { text, .. } = &tag.value.value else {
+                report
+                    .wrong_type(
+                        tag.value,
+                        &format!("tag {} of {what}", quoted(tag.name)),
+                        "a string",
+                    )
+                    .help("for example `tags: { team: web }`");
+                continue;
+            };
+            if text.chars().count() <= MAX_TAG_VALUE {
+                continue;
+            }
+            (
+                "has a value of more than 256 characters",
+                "shorten the value",
+            )
+        };
+        report
+            .error(
+                tag.key,
+                format!("tag {} of {what} {message}", quoted(tag.name)),
+            )
+            .help(help);
+    }
 }
 
 /// Resolves a group by name or id, or says why not. `None` without a

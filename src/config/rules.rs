@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
-use super::names::{Family, Names, find_group, find_list, read_description};
+use super::names::{Family, Names, check_tags, find_group, find_list, read_description};
 use super::net::{cidr_help, parse_net};
 use super::reader::{Fields, is_id};
 use super::source::Span;
@@ -91,12 +91,14 @@ impl RuleReader<'_> {
             "from",
             "to",
             "description",
+            "tags",
             "id",
         ];
         let Some(fields) = report.fields(item, "a rule", &known) else {
             return;
         };
         let traffic = traffic::read(report, &fields, Holder::Rule);
+        check_tags(report, &fields, "a rule");
         let peers = self.peers(report, &fields);
         let count = peers.as_ref().map_or(0, |(listed, _)| *listed);
         let id = self.id(report, &fields, count);

@@ -7,6 +7,7 @@ use crate::model::{
 
 mod acl;
 mod entities;
+mod quotas;
 mod route;
 
 const BASE: &str = "\
@@ -382,6 +383,73 @@ fn group_names_are_aws_names() {
     }
     let loaded = valid("security_groups: { \"Web servers (all) \": {} }\n");
     assert_eq!(loaded.model.security_groups[0].name, "Web servers (all)");
+}
+
+#[test]
+fn descriptions_and_tags_are_what_aws_admits() {
+    let long = "x".repeat(255);
+    let loaded = valid(&format!(
+        "security_groups:
+  g:
+    description: {:x<255}
+    tags: {{ team: web, \"\u{e9}\": \"\", empty: , number: 7 }}
+    ingress: [ {{ protocol: all, from: 10.0.0.0/8, description: a & b, tags: {{ Name: x }} }} ]
+",
+        "a & b (c), d = "
+    ));
+    assert_eq!(group(&loaded, "g").description.len(), 255);
+    assert!(loaded.warnings.is_empty());
+
+    let group = |text: &str| refused(&format!("security_groups: {{ g: {{ {text} }} }}\n"));
+    only(
+        &group(&format!("description: {long}x")),
+        &["256 characters", "at most 255"],
+    );
+    only(
+        &group("description: caf\u{e9}"),
+        &["which AWS refuses", "AWS admits"],
+    );
+    let tags = |text: &str| group(&format!("tags: {{ {text} }}"));
+    only(&tags("aws:x: y"), &["keeps for itself", "`aws:`"]);
+    only(&tags("AWS:x: y"), &["keeps for itself"]);
+    only(&tags("\"\": y"), &["no key of 1 to 127", "shorten"]);
+    only(
+        &tags(&format!("{}: y", &long[..128])),
+        &["no key of 1 to 127"],
+    );
+    only(
+        &tags(&format!("x: {long}yz")),
+        &["more than 256", "shorten"],
+    );
+    only(
+        &tags("x: [y]"),
+        &["tag `x`", "expected a string", "team: web"],
+    );
+    only(&tags("x: y, x: z"), &["`x` is given twice"]);
+    only(&group("tags: [x]"), &["expected a mapping"]);
+    valid(&format!(
+        "security_groups: {{ g: {{ tags: {{ {}: {long}y }} }} }}\n",
+        &long[..127]
+    ));
+}
+
+#[test]
+fn a_trailing_space_is_no_part_of_a_groups_name() {
+    let loaded =
+        valid("security_groups: { \"web  \": { ingress: [ { protocol: all, from: sg/web } ] } }\n");
+    assert_eq!(loaded.model.security_groups[0].name, "web");
+    only(
+        &refused("security_groups: { \"web \": {}, WEB: {} }\n"),
+        &["`WEB` is defined twice", "without regard to case"],
+    );
+    only(
+        &refused("security_groups: { \"web\\t\": {} }\n"),
+        &["can't be the name"],
+    );
+    only(
+        &refused("security_groups: { \"  \": {} }\n"),
+        &["give the group a name"],
+    );
 }
 
 #[test]
