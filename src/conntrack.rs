@@ -22,7 +22,7 @@ use dashmap::mapref::entry::Entry;
 use dashmap::mapref::one::Ref;
 use foldhash::quality::RandomState;
 
-use crate::model::{Direction, RuleId, Tracking};
+use crate::model::{Direction, RuleId, Tracking, protocol};
 use crate::packet::{FlowKey, Packet};
 use crate::policy::Allowance;
 use allowance::{Allowances, Charge};
@@ -373,6 +373,17 @@ impl Flow {
         let segment = Segment::of(packet);
         let from_initiator = direction == self.initiator;
         let mut bits = self.state.load(Ordering::Acquire);
+        // What most packets are: nothing changes but the expiry.
+        if packet.protocol == protocol::TCP
+            && bits == state::ESTABLISHED
+            && !(segment.flags.fin || segment.flags.rst)
+        {
+            let expires = now
+                .0
+                .saturating_add(Millis::from(tracking.tcp_established).0);
+            self.put_off(expires, packet.protocol, tracking, now);
+            return;
+        }
         loop {
             let state = State::from_bits(packet.protocol, bits);
             // What is closed stays so, and its expiry stands.
@@ -396,19 +407,25 @@ impl Flow {
                 continue;
             }
             let expires = now.0.saturating_add(next.timeout(tracking));
-            // Most packets come within the same millisecond as one before; to
-            // leave the cache line clean is worth the look.
-            if self.expires.load(Ordering::Relaxed) != expires {
-                self.expires.store(expires, Ordering::Relaxed);
-                // Another worker may have closed the connection between the
-                // look at the state and this store; the earlier end counts.
-                let state = self.state(packet.protocol);
-                if state.is_closed() {
-                    let end = now.0.saturating_add(state.timeout(tracking));
-                    self.expires.fetch_min(end, Ordering::Relaxed);
-                }
-            }
+            self.put_off(expires, packet.protocol, tracking, now);
             return;
+        }
+    }
+
+    #[inline]
+    fn put_off(&self, expires: u64, protocol: u8, tracking: &Tracking, now: Millis) {
+        // Most packets come within the same millisecond as one before; to
+        // leave the cache line clean is worth the look.
+        if self.expires.load(Ordering::Relaxed) == expires {
+            return;
+        }
+        self.expires.store(expires, Ordering::Relaxed);
+        // Another worker may have closed the connection between the look at
+        // the state and this store; the earlier end counts.
+        let state = self.state(protocol);
+        if state.is_closed() {
+            let end = now.0.saturating_add(state.timeout(tracking));
+            self.expires.fetch_min(end, Ordering::Relaxed);
         }
     }
 }

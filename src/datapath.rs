@@ -15,8 +15,8 @@ use crate::conntrack::{FlowTable, Millis};
 use crate::model::{Direction, GATEWAY_MTU, InterfaceIx, RuleId};
 use crate::packet::{self, Packet, ParseError, Transport};
 use crate::policy::{
-    AclDecision, AclTable, CompiledRule, DropReason, Guard, Hop, Owner, Path, Policy,
-    PolicyInterface, PolicySubnet, Query, Service, Stranded,
+    AclDecision, AclTable, CompiledRule, DropReason, Guard, Hop, Owner, Policy, PolicyInterface,
+    Query, Service, Stranded,
 };
 use station::Station;
 
@@ -385,23 +385,28 @@ impl Datapath {
         recorder: &mut R,
         verdict: &mut Verdict,
     ) -> Result<Way, Dropped> {
-        // Between hosts of one subnet no ACL stands.
-        let crosses = |subnet: &PolicySubnet| !subnet.holds(packet.destination);
-        let crossing = sender.subnet().is_some_and(crosses);
+        // Between hosts of one subnet no ACL stands and no route is asked.
+        let inside = sender
+            .subnet()
+            .is_some_and(|subnet| subnet.holds(packet.destination));
         let at = Station {
             policy,
             interface: sender,
             at: from,
             direction: Direction::Egress,
-            crosses_boundary: crossing,
+            crosses_boundary: !inside,
             peer_is_itself: true,
             now,
         };
         verdict.egress = self.pass_station(at, packet, frame, recorder)?;
 
-        let hop = policy
-            .directory()
-            .route(from, sender, packet.source, packet.destination, owner);
+        let hop = if inside {
+            policy.directory().inside_subnet(owner)
+        } else {
+            policy
+                .directory()
+                .route(from, sender, packet.source, packet.destination, owner)
+        };
         recorder.step(Step::Routed { at: from, hop });
         let hop = hop.map_err(|stranded| (stranded.reason, from))?;
         let to = hop.to;
@@ -435,7 +440,7 @@ impl Datapath {
             interface: receiver,
             at: to,
             direction: Direction::Ingress,
-            crosses_boundary: !matches!(hop.path, Path::Subnet),
+            crosses_boundary: !inside,
             peer_is_itself: source_is_own,
             now,
         };

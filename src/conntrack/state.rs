@@ -116,6 +116,9 @@ const INITIATOR_ACKNOWLEDGED: u8 = 0x40;
 const RESPONDER_ACKNOWLEDGED: u8 = 0x80;
 const WAITING: u8 = 0x80;
 
+/// The byte of an established TCP connection that no side has ended.
+pub(super) const ESTABLISHED: u8 = TcpPhase::Established as u8;
+
 impl State {
     /// The state after a flow's first packet. A connection may be met in its
     /// middle (the appliance was restarted, a rule came later): then it counts

@@ -143,8 +143,20 @@ impl Directory {
         self.owners.get(&address).copied()
     }
 
+    /// Where a packet goes that is for an address in its sender's own subnet:
+    /// to whom has it.
+    ///
+    /// # Errors
+    /// `UnknownDestination`.
+    #[inline]
+    pub fn inside_subnet<'p>(&self, owner: Option<Owner>) -> Result<Hop<'p>, Stranded<'p>> {
+        local(owner)
+            .map(|to| Hop::plain(to, Path::Subnet))
+            .map_err(Stranded::without_route)
+    }
+
     /// Where a packet goes that the interface `at`, which is `from`, sends to
-    /// `destination`; `owner` is who has that address.
+    /// `destination`, outside of its own subnet; `owner` is who has that address.
     ///
     /// # Errors
     /// `NoRoute`, `Blackhole`, `NoPublicAddress` or `UnknownDestination`.
@@ -158,11 +170,6 @@ impl Directory {
     ) -> Result<Hop<'p>, Stranded<'p>> {
         match &from.guard {
             Guard::Groups { subnet, .. } => {
-                if subnet.holds(destination) {
-                    return local(owner)
-                        .map(|to| Hop::plain(to, Path::Subnet))
-                        .map_err(Stranded::without_route);
-                }
                 if service::is_never_forwarded(destination) {
                     return Err(Stranded::without_route(DropReason::NoRoute));
                 }
