@@ -8,6 +8,7 @@
 
 mod explain;
 mod station;
+mod fragments;
 
 use std::net::{IpAddr, Ipv4Addr};
 
