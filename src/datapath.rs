@@ -7,18 +7,19 @@
 //! allocates nothing.
 
 mod explain;
-mod station;
 mod fragments;
+mod station;
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::conntrack::{FlowTable, Millis};
 use crate::model::{Direction, GATEWAY_MTU, InterfaceIx, RuleId};
-use crate::packet::{self, Packet, ParseError, Transport};
+use crate::packet::{self, Fragment, Packet, ParseError, Transport};
 use crate::policy::{
     AclDecision, AclTable, CompiledRule, DropReason, Guard, Hop, Owner, Policy, PolicyInterface,
     Query, Service, Stranded,
 };
+use fragments::{DatagramKey, Fragments, Later};
 use station::Station;
 
 pub use explain::{
@@ -30,6 +31,17 @@ pub use explain::{
 #[derive(Debug)]
 pub struct Datapath {
     flows: FlowTable,
+    fragments: Fragments<Result<Way, Dropped>>,
+}
+
+/// What a sweep removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Expired flows.
+    pub flows: usize,
+    /// Fragments that waited in vain for their datagram's first, by sender: each
+    /// to be counted as `orphan_fragment`.
+    pub orphans: Vec<(InterfaceIx, u64)>,
 }
 
 /// What becomes of a packet, and why.
@@ -250,12 +262,38 @@ impl Datapath {
     pub fn new(capacity: usize) -> Self {
         Self {
             flows: FlowTable::new(capacity),
+            fragments: Fragments::new(),
         }
     }
 
     /// The flows.
     pub fn flows(&self) -> &FlowTable {
         &self.flows
+    }
+
+    /// Removes what has expired, off the packet path.
+    pub fn sweep(&self, now: Millis) -> Swept {
+        Swept {
+            flows: self.flows.sweep(now),
+            orphans: self.fragments.sweep(now),
+        }
+    }
+
+    /// Forgets every flow, and every datagram that came in fragments.
+    pub fn clear(&self) {
+        self.flows.clear();
+        self.fragments.clear();
+    }
+
+    /// The next fragment from `from` that waited for a first one which has been
+    /// judged, as its receiver is to get it, and what becomes of it. To be asked
+    /// after a verdict that says `released`, until there are no more.
+    pub fn next_released(&self, from: InterfaceIx) -> Option<(Vec<u8>, Verdict)> {
+        let (mut frame, fate) = self.fragments.next_released(from)?;
+        let followed = packet::parse(&frame)
+            .map_err(|_| (DropReason::Malformed, from))
+            .and_then(|mut packet| follow(fate, &mut frame, &mut packet));
+        Some((frame, Verdict::of(followed)))
     }
 
     /// Judges the packet at the start of `frame`, which came from the
@@ -270,17 +308,7 @@ impl Datapath {
         now: Millis,
         recorder: &mut R,
     ) -> Verdict {
-        let mut verdict = Verdict {
-            fate: Fate::Drop {
-                reason: DropReason::UnknownInterface,
-                at: from,
-            },
-            egress: None,
-            ingress: None,
-            answer: None,
-            released: false,
-            lost: 0,
-        };
+        let mut verdict = Verdict::of(Err((DropReason::UnknownInterface, from)));
         verdict.fate = match self.walk(policy, from, frame, now, recorder, &mut verdict) {
             Ok(fate) => fate,
             Err((reason, at)) => Fate::Drop { reason, at },
@@ -313,7 +341,33 @@ impl Datapath {
         // 2. What nothing filters, and who may send at all.
         let owner = self.admit(policy, from, sender, &packet, recorder)?;
 
-        // 3. The groups and ACLs on both sides, and the way between them.
+        // 3. The groups and ACLs on both sides, and the way between them. Of a
+        // datagram in fragments only the first shows its ports and is judged.
+        if let Some(part) = packet.fragment {
+            let key = DatagramKey::new(from, &packet, part);
+            if part.offset > 0 {
+                return self.follow_first(key, part, frame, &mut packet, now, verdict);
+            }
+            self.fragments
+                .admit_first(key, part, now)
+                .map_err(|refused| {
+                    verdict.lost = refused.lost;
+                    (refused.reason, from)
+                })?;
+            let way = self.pass(
+                policy,
+                from,
+                sender,
+                owner,
+                frame,
+                &mut packet,
+                now,
+                recorder,
+                verdict,
+            );
+            verdict.released = self.fragments.decide(key, way);
+            return way.map(|way| way.fate(&packet));
+        }
         let way = self.pass(
             policy,
             from,
@@ -332,6 +386,32 @@ impl Datapath {
             packet: &packet,
         });
         Ok(way.fate(&packet))
+    }
+
+    /// A fragment other than the first: it shares the first one's fate, or waits
+    /// for it.
+    #[cold]
+    fn follow_first(
+        &self,
+        key: DatagramKey,
+        part: Fragment,
+        frame: &mut [u8],
+        packet: &mut Packet,
+        now: Millis,
+        verdict: &mut Verdict,
+    ) -> Result<Fate, Dropped> {
+        let from = key.sender();
+        match self
+            .fragments
+            .later(key, part, &frame[..packet.length], now)
+        {
+            Later::Follow(fate) => follow(fate, frame, packet),
+            Later::Hold => Ok(Fate::Hold { at: from }),
+            Later::Drop(refused) => {
+                verdict.lost = refused.lost;
+                Err((refused.reason, from))
+            }
+        }
     }
 
     /// The checks that come before any rule; gives who has the destination
@@ -488,6 +568,33 @@ impl Datapath {
             Err((reason, at)) => Answer::Dropped { reason, at },
         })
     }
+}
+
+impl Verdict {
+    fn of(judged: Result<Fate, Dropped>) -> Self {
+        Self {
+            fate: judged.unwrap_or_else(|(reason, at)| Fate::Drop { reason, at }),
+            egress: None,
+            ingress: None,
+            answer: None,
+            released: false,
+            lost: 0,
+        }
+    }
+}
+
+/// What becomes of a fragment whose datagram's first had that fate.
+fn follow(
+    first: Result<Way, Dropped>,
+    frame: &mut [u8],
+    packet: &mut Packet,
+) -> Result<Fate, Dropped> {
+    let way = first?;
+    if packet.length > usize::from(way.mtu) && packet.dont_fragment {
+        return Err((DropReason::TooBig, way.to));
+    }
+    way.translate(frame, packet);
+    Ok(way.fate(packet))
 }
 
 impl Way {

@@ -24,7 +24,7 @@ use crate::datapath::Datapath;
 use crate::link::Link;
 use crate::model::InterfaceIx;
 use crate::observe::Counters;
-use crate::policy::Policy;
+use crate::policy::{DropReason, Policy};
 use worker::Worker;
 
 pub use appliance::{Appliance, ReplaceError};
@@ -138,7 +138,8 @@ impl Engine {
         let shared = Arc::new(Shared {
             policy: Arc::new(ArcSwap::from_pointee(policy)),
             datapath: Datapath::new(options.max_flows),
-            counters: Counters::new(workers, links.len()),
+            // The last set is the sweeper's.
+            counters: Counters::new(workers + 1, links.len()),
             broken: links.iter().map(|_| AtomicBool::new(false)).collect(),
             links,
             seen: (0..workers)
@@ -162,9 +163,13 @@ impl Engine {
         engine.sweeping = Some(sweeping);
         engine.spawn("sgwall-sweeper".to_owned(), move || {
             while let Err(channel::RecvTimeoutError::Timeout) = stopped.recv_timeout(SWEEP_EVERY) {
-                let swept = shared.datapath.flows().sweep(shared.now());
-                if swept > 0 {
-                    tracing::debug!(swept, "expired flows removed");
+                let swept = shared.datapath.sweep(shared.now());
+                let tally = shared.counters.tally(workers);
+                for (at, orphans) in swept.orphans {
+                    tally.dropped(DropReason::OrphanFragment, at, orphans);
+                }
+                if swept.flows > 0 {
+                    tracing::debug!(flows = swept.flows, "expired flows removed");
                 }
             }
         })?;
@@ -214,6 +219,11 @@ impl Engine {
     /// The tracked flows.
     pub fn flows(&self) -> &FlowTable {
         self.shared.datapath.flows()
+    }
+
+    /// Forgets every flow and every datagram that came in fragments.
+    pub fn forget(&self) {
+        self.shared.datapath.clear();
     }
 
     /// Whether a link can't be read any more, as when its device is gone.

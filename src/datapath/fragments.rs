@@ -205,11 +205,13 @@ impl<T: Copy> Fragments<T> {
     }
 
     /// How many datagrams are followed, those not yet swept included.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.lock().datagrams.len()
     }
 
     /// Whether none is followed.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

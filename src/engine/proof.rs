@@ -248,7 +248,7 @@ impl Prover {
 pub fn take_over(engine: &Engine, model: &Model) -> Result<(), EngineError> {
     let policy = Policy::compile(model, None).following(&engine.policy());
     engine.swap(policy)?;
-    engine.flows().clear();
+    engine.forget();
     engine.counters().rebase();
     Ok(())
 }

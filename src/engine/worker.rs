@@ -153,17 +153,22 @@ impl Worker {
                 shared
                     .datapath
                     .judge(policy, from, &mut frame[..length], now, &mut Silent);
-            self.carry_out(from, frame, verdict);
+            self.carry_out(from, frame, &verdict);
+            if verdict.released {
+                while let Some((fragment, verdict)) = shared.datapath.next_released(from) {
+                    self.carry_out(from, &fragment, &verdict);
+                }
+            }
         }
         Left::More
     }
 
     /// Does with the packet in `frame` what was decided.
     #[inline]
-    fn carry_out(&self, from: InterfaceIx, frame: &[u8], verdict: Verdict) {
+    fn carry_out(&self, from: InterfaceIx, frame: &[u8], verdict: &Verdict) {
         let tally = self.shared.counters.tally(self.number);
         match verdict.fate {
-            Fate::Drop { reason, at } => tally.dropped(reason, at),
+            Fate::Drop { reason, at } => tally.dropped(reason, at, 1),
             Fate::Hold { .. } => {}
             Fate::Forward {
                 to,
@@ -178,14 +183,17 @@ impl Worker {
                 let mut piece = vec![0; usize::from(mtu)];
                 let send = |fragment: &[u8]| self.send(Some(from), to, fragment);
                 if packet::split(&frame[..length], mtu, &mut piece, send).is_err() {
-                    tally.dropped(DropReason::TooBig, to);
+                    tally.dropped(DropReason::TooBig, to, 1);
                 }
             }
         }
         match verdict.answer {
             Some(Answer::Sent { length }) => self.send(None, from, &frame[..length]),
-            Some(Answer::Dropped { reason, at }) => tally.dropped(reason, at),
+            Some(Answer::Dropped { reason, at }) => tally.dropped(reason, at, 1),
             None => {}
+        }
+        if verdict.lost > 0 {
+            tally.dropped(DropReason::OverlappingFragment, from, verdict.lost.into());
         }
     }
 
@@ -202,7 +210,7 @@ impl Worker {
         if sent {
             tally.delivered(from, to, packet.len());
         } else {
-            tally.dropped(DropReason::LinkFailed, to);
+            tally.dropped(DropReason::LinkFailed, to, 1);
         }
     }
 

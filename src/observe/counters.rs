@@ -150,10 +150,10 @@ impl Tally<'_> {
         }
     }
 
-    /// A packet was dropped.
-    pub fn dropped(&self, reason: DropReason, at: InterfaceIx) {
+    /// So many packets were dropped.
+    pub fn dropped(&self, reason: DropReason, at: InterfaceIx, packets: u64) {
         if let Some(slots) = self.slots.get(at.ix()) {
-            bump(&slots.drops[reason as usize], 1);
+            bump(&slots.drops[reason as usize], packets);
         }
     }
 }
@@ -174,7 +174,7 @@ mod tests {
         let (a, b) = (InterfaceIx::new(0), InterfaceIx::new(1));
         counters.tally(0).delivered(Some(a), b, 100);
         counters.tally(1).delivered(Some(a), b, 50);
-        counters.tally(1).dropped(DropReason::NoIngressRule, b);
+        counters.tally(1).dropped(DropReason::NoIngressRule, b, 1);
         let seen = counters.traffic(b);
         assert_eq!((seen.packets_in, seen.bytes_in), (2, 150));
         assert_eq!(
@@ -188,10 +188,10 @@ mod tests {
     fn after_a_rebase_counting_starts_from_zero() {
         let counters = Counters::new(1, 1);
         let a = InterfaceIx::new(0);
-        counters.tally(0).dropped(DropReason::Malformed, a);
+        counters.tally(0).dropped(DropReason::Malformed, a, 1);
         counters.rebase();
         assert_eq!(counters.traffic(a), Traffic::default());
-        counters.tally(0).dropped(DropReason::Malformed, a);
+        counters.tally(0).dropped(DropReason::Malformed, a, 1);
         assert_eq!(counters.traffic(a).dropped(), 1);
     }
 }
