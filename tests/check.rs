@@ -6,11 +6,11 @@ use std::process::{Command, Output};
 
 use proptest::prelude::*;
 use serde_json::Value;
+use sgwall::model::{MAX_ACL_RULE, RouteTarget};
 
 #[test]
 fn a_file_with_ten_mistakes_names_each_with_place_text_and_remedy() {
     let file = "tests/data/check/ten-mistakes.yaml";
-    // Line, column, offending text, what the message says, what to do.
     let expected = [
         (
             4,
@@ -84,52 +84,204 @@ fn a_file_with_ten_mistakes_names_each_with_place_text_and_remedy() {
         ),
     ];
 
-    let output = check(&[file]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(output.stdout.is_empty());
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(!text.contains('\u{1b}'), "colour without a terminal");
-    let blocks: Vec<&str> = text.split("\n\n").collect();
-    assert_eq!(blocks.len(), expected.len() + 1, "{text}");
-    for (block, (line, column, offending, message, help)) in blocks.iter().zip(expected) {
-        assert!(block.starts_with("error: "), "{block}");
-        assert!(
-            block.contains(&format!("--> {file}:{line}:{column}\n")),
-            "{block}"
-        );
-        assert!(block.contains(offending), "{block}");
-        let carets = "^".repeat(offending.chars().count());
-        assert!(block.contains(&carets), "{block}");
-        assert!(block.lines().next().unwrap().contains(message), "{block}");
-        assert!(
-            block.contains("= help: ") && block.contains(help),
-            "{block}"
-        );
-    }
-    assert!(
-        text.ends_with(&format!("{file}: invalid: 10 errors\n")),
-        "{text}"
-    );
-
-    let output = check(&[file, "--format", "json"]);
-    assert_eq!(output.status.code(), Some(1));
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(answer["valid"], false);
-    let list = answer["diagnostics"].as_array().unwrap();
-    assert_eq!(list.len(), expected.len());
-    for (one, (line, column, offending, message, help)) in list.iter().zip(expected) {
-        assert_eq!(one["severity"], "error");
-        assert_eq!(one["file"], file);
-        assert_eq!(one["line"], line, "{one}");
-        assert_eq!(one["column"], column, "{one}");
-        assert_eq!(one["text"], offending, "{one}");
-        assert!(one["message"].as_str().unwrap().contains(message), "{one}");
-        assert!(one["help"].as_str().unwrap().contains(help), "{one}");
-    }
+    let list = hold_mistakes(file, &expected);
     // The address that is used twice shows the first use as well.
     assert_eq!(list[8]["related"][0]["line"], 16);
     assert_eq!(list[8]["related"][0]["column"], 48);
     assert_eq!(list[8]["related"][0]["text"], "10.0.1.20");
+}
+
+#[test]
+fn mistakes_in_acls_and_route_tables_are_named_likewise() {
+    let file = "tests/data/check/network-mistakes.yaml";
+    let expected = [
+        (
+            3,
+            43,
+            "dta",
+            "there is no network ACL `dta`",
+            "did you mean `data`?",
+        ),
+        (
+            4,
+            43,
+            "isolatd",
+            "there is no route table `isolatd`",
+            "did you mean `isolated`?",
+        ),
+        (
+            8,
+            17,
+            "32767",
+            "the entry `32767` is AWS's own",
+            "remove the entry",
+        ),
+        (
+            9,
+            69,
+            "sg/web",
+            "a network ACL knows no security groups",
+            "write a block that holds the addresses",
+        ),
+        (
+            11,
+            9,
+            "{ rule: 120, action: allow, protocol: tcp, from: 10.0.1.0/24 }",
+            "the tcp entry has no `ports`",
+            "`ports: 0-65535` for every port",
+        ),
+        (
+            12,
+            9,
+            "{ rule: 130, action: allow, protocol: icmpv6, type: 128, from: \"::/0\" }",
+            "the icmpv6 entry has no `code`",
+            "write `code: -1`",
+        ),
+        (
+            13,
+            63,
+            "to",
+            "an ingress entry takes `from`, not `to`",
+            "write `from`",
+        ),
+        (
+            14,
+            17,
+            "110",
+            "has two entries number 110",
+            "give each its own",
+        ),
+        (
+            19,
+            13,
+            "10.0.2.0/25",
+            "more specific than the local one must have a whole subnet's block",
+            "write `10.0.2.0/24`",
+        ),
+        (
+            20,
+            13,
+            "10.0.0.0/16",
+            "is the VPC's own block",
+            "write `via: eni/NAME`",
+        ),
+        (
+            21,
+            13,
+            "169.254.169.0/24",
+            "AWS admits no route",
+            "remove the route",
+        ),
+        (
+            22,
+            32,
+            "eni/fw",
+            "`fw` has 2 interfaces",
+            "write `eni/fw/eth0` or `eni/fw/eth1`",
+        ),
+        (
+            24,
+            13,
+            "198.51.100.0/24",
+            "has two routes to `198.51.100.0/24`",
+            "remove one of the two",
+        ),
+        (
+            31,
+            39,
+            "web",
+            "there is no type `web` of load balancer",
+            "the types are `application` and `network`",
+        ),
+        (
+            32,
+            58,
+            "400",
+            "`udp_stream` must be from 60 to 180",
+            "write a number from 60 to 180",
+        ),
+    ];
+    let list = hold_mistakes(file, &expected);
+    assert_eq!(list[7]["related"][0]["line"], 10);
+    assert_eq!(list[12]["related"][0]["line"], 23);
+}
+
+#[test]
+fn quotas_are_errors_until_they_are_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules: String = (0..61)
+        .map(|port| format!("      - {{ protocol: tcp, ports: {port}, from: 10.0.0.0/8 }}\n"))
+        .collect();
+    let lab = write(
+        &dir,
+        "lab.yaml",
+        &format!(
+            "vpc: {{ cidr: 10.0.0.0/16 }}
+subnets: {{ app: {{ cidr: 10.0.1.0/24 }} }}
+entities: {{ a: {{ kind: ec2, subnet: app }}, b: {{ kind: ec2, subnet: app }} }}
+security_groups:
+  web:
+    ingress:
+{rules}"
+        ),
+    );
+    let output = check(&[&lab]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains(&format!("{lab}:6:5\n")), "{text}");
+    assert!(
+        text.contains("has 61 IPv4 rules; AWS's quota is 60"),
+        "{text}"
+    );
+    assert!(text.contains("`--ignore-quotas`"), "{text}");
+
+    let output = check(&[&lab, "--ignore-quotas"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.starts_with("warning: "), "{text}");
+    assert!(
+        text.contains("has 61 IPv4 rules; AWS's quota is 60"),
+        "{text}"
+    );
+
+    let explain = [
+        "explain",
+        &lab,
+        "--from",
+        "a",
+        "--to",
+        "b",
+        "--protocol",
+        "tcp",
+        "--port",
+        "1",
+    ];
+    let output = sgwall(&explain);
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let output = sgwall(&[&explain[..], &["--ignore-quotas"]].concat());
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .starts_with("ALLOWED"),
+        "the two share the default group"
+    );
+}
+
+#[test]
+fn a_valid_lab_is_counted() {
+    let output = check(&["configs/three-tier.yaml"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for count in [
+        "3 subnets",
+        "4 security groups",
+        "1 network ACL, 1 route table, 5 entities",
+    ] {
+        assert!(text.contains(count), "{text}");
+    }
+    let output = check(&["configs/three-tier.yaml", "--format", "json"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["summary"]["network_acls"], 1);
+    assert_eq!(answer["summary"]["route_tables"], 1);
 }
 
 #[test]
@@ -195,7 +347,7 @@ fn every_lab_that_comes_with_the_project_is_valid_without_a_warning() {
         assert_eq!(answer["diagnostics"], serde_json::json!([]));
         labs += 1;
     }
-    assert!(labs >= 4);
+    assert!(labs >= 6);
 }
 
 #[test]
@@ -282,10 +434,12 @@ proptest! {
     /// Bytes changed, lines moved, pieces repeated: an answer, never a panic.
     #[test]
     fn mutated_labs_get_an_answer(
-        which in 0_usize..4,
+        which in 0_usize..6,
         edits in prop::collection::vec((0_usize..10_000, 0_usize..200, 0_u8..4, any::<char>()), 1..8),
     ) {
-        let names = ["three-tier", "self-reference", "dual-stack", "prefix-lists"];
+        let names = [
+            "three-tier", "self-reference", "dual-stack", "prefix-lists", "network-acl", "appliance",
+        ];
         let path = format!("configs/{}.yaml", names[which]);
         let mut text: Vec<char> = std::fs::read_to_string(path).unwrap().chars().collect();
         for (at, length, kind, letter) in edits {
@@ -351,11 +505,90 @@ fn hold_invariants(model: &sgwall::model::Model) {
             .iter()
             .any(|group| group.name == "default")
     );
+    assert!(model.network_acls.iter().any(|acl| acl.name == "default"));
+    for acl in &model.network_acls {
+        for entries in [&acl.ingress, &acl.egress] {
+            assert!(entries.is_sorted_by(|a, b| a.number < b.number));
+            for entry in entries {
+                assert!((1..=MAX_ACL_RULE).contains(&entry.number));
+                assert_eq!(entry.cidr, entry.cidr.trunc());
+            }
+        }
+    }
+    assert!(model.route_tables.iter().any(|table| table.name == "main"));
+    for table in &model.route_tables {
+        let mut destinations = HashSet::new();
+        for route in &table.routes {
+            assert!(destinations.insert(route.destination));
+            assert_eq!(route.destination, route.destination.trunc());
+            if let RouteTarget::Interface(ix) = route.target {
+                assert!(!model.interfaces[ix.ix()].is_external());
+            }
+        }
+    }
+    for subnet in &model.subnets {
+        assert!(subnet.network_acl.ix() < model.network_acls.len());
+        assert!(subnet.route_table.ix() < model.route_tables.len());
+    }
+}
+
+/// Line, column, offending text, what the message says, what to do.
+type Mistake = (u32, u32, &'static str, &'static str, &'static str);
+
+/// Holds the answer about `file`, as text and as JSON, to these mistakes and no
+/// others; gives the JSON's diagnostics.
+fn hold_mistakes(file: &str, expected: &[Mistake]) -> Vec<Value> {
+    let output = check(&[file]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!text.contains('\u{1b}'), "colour without a terminal");
+    let blocks: Vec<&str> = text.split("\n\n").collect();
+    assert_eq!(blocks.len(), expected.len() + 1, "{text}");
+    for (block, &(line, column, offending, message, help)) in blocks.iter().zip(expected) {
+        assert!(block.starts_with("error: "), "{block}");
+        assert!(
+            block.contains(&format!("--> {file}:{line}:{column}\n")),
+            "{block}"
+        );
+        assert!(block.contains(offending), "{block}");
+        let carets = "^".repeat(offending.chars().count());
+        assert!(block.contains(&carets), "{block}");
+        assert!(block.lines().next().unwrap().contains(message), "{block}");
+        assert!(
+            block.contains("= help: ") && block.contains(help),
+            "{block}"
+        );
+    }
+    assert!(
+        text.ends_with(&format!("{file}: invalid: {} errors\n", expected.len())),
+        "{text}"
+    );
+
+    let output = check(&[file, "--format", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["valid"], false);
+    let list = answer["diagnostics"].as_array().unwrap();
+    assert_eq!(list.len(), expected.len());
+    for (one, &(line, column, offending, message, help)) in list.iter().zip(expected) {
+        assert_eq!(one["severity"], "error");
+        assert_eq!(one["file"], file);
+        assert_eq!(one["line"], line, "{one}");
+        assert_eq!(one["column"], column, "{one}");
+        assert_eq!(one["text"], offending, "{one}");
+        assert!(one["message"].as_str().unwrap().contains(message), "{one}");
+        assert!(one["help"].as_str().unwrap().contains(help), "{one}");
+    }
+    list.clone()
 }
 
 fn check(args: &[&str]) -> Output {
+    sgwall(&[&["check"], args].concat())
+}
+
+fn sgwall(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sgwall"))
-        .arg("check")
         .args(args)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()

@@ -450,7 +450,7 @@ fn may_lead(
                 span,
                 format!("AWS admits no route to `{destination}`, which its own services use"),
             )
-            .help("remove the route: no route leads to or past addresses in 169.254.168.0/22 and fd00:ec2::/32");
+            .help("remove the route: none may lie within 169.254.168.0/22 or fd00:ec2::/32");
         return false;
     }
     if let Some(block) = NEVER_FORWARDED

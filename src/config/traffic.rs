@@ -268,7 +268,7 @@ fn read_icmp(
         report
             .error(fields.span, format!("the {name} {noun} has no `code`"))
             .help(format!(
-                "write `code: -1` for every code; AWS requires both of an {name} {noun} with an IPv6 block"
+                "write `code: -1` for every code; AWS requires type and code of an {name} {noun} with an IPv6 block"
             ));
         return None;
     }
