@@ -274,14 +274,14 @@ fn a_valid_lab_is_counted() {
     for count in [
         "3 subnets",
         "4 security groups",
-        "1 network ACL, 1 route table, 5 entities",
+        "2 network ACLs, 2 route tables, 5 entities",
     ] {
         assert!(text.contains(count), "{text}");
     }
     let output = check(&["configs/three-tier.yaml", "--format", "json"]);
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(answer["summary"]["network_acls"], 1);
-    assert_eq!(answer["summary"]["route_tables"], 1);
+    assert_eq!(answer["summary"]["network_acls"], 2);
+    assert_eq!(answer["summary"]["route_tables"], 2);
 }
 
 #[test]
