@@ -6,90 +6,40 @@
 //! can be checked against that text (`aws-semantics` names the digest of it).
 //! Where AWS is silent the comment says so and names the choice.
 //!
+//! * `packet`: what a packet says; `services`: traffic that is never filtered;
+//! * `groups`: rules, tracked and untracked flows; `flows`: the life of a flow;
+//! * `acl`: network ACLs; `routes`: route tables and gateways;
+//! * `fragments`: what follows a first fragment; `router`: answers to packets
+//!   that are too long.
+//!
 //! Time is an argument, in whole milliseconds, and never runs backwards.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
-use self::flows::{Flow, Identity};
+use self::flows::Flow;
+use self::fragments::Datagram;
+use self::groups::Seen;
+use self::routes::Path;
 use super::DropReason;
-use crate::model::{
-    Attachment, Direction, GroupIx, IcmpMatch, Interface, InterfaceIx, Model, Peer, RuleId,
-    Traffic, Via,
-};
+use crate::model::{Direction, Interface, InterfaceIx, Model, RuleId};
 
+mod acl;
 mod flows;
+mod fragments;
+mod groups;
+mod packet;
+mod router;
+mod routes;
+mod services;
 #[cfg(test)]
 mod tests;
 
-/// A packet as the sender's interface hands it over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Packet {
-    /// The interface that sends it.
-    pub from: InterfaceIx,
-    /// The source address in its header.
-    pub source: IpAddr,
-    /// The destination address in its header; of the same family.
-    pub destination: IpAddr,
-    /// What it carries.
-    pub payload: Payload,
-    /// Bytes of the whole IP packet.
-    pub length: usize,
-}
+pub use packet::{Fragment, Packet, Payload, Quoted, Speech, TcpFlags};
+pub use router::Answer;
 
-/// What a packet carries, as far as security groups care.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Payload {
-    /// Protocol 6.
-    Tcp {
-        /// The sender's port.
-        source_port: u16,
-        /// The receiver's port.
-        destination_port: u16,
-        /// The flags that move a connection along.
-        flags: TcpFlags,
-    },
-    /// Protocol 17.
-    Udp {
-        /// The sender's port.
-        source_port: u16,
-        /// The receiver's port.
-        destination_port: u16,
-    },
-    /// An echo request or reply with code 0: ICMP types 8 and 0 over IPv4,
-    /// ICMPv6 types 128 and 129 over IPv6.
-    IcmpEcho {
-        /// A request; otherwise a reply.
-        request: bool,
-        /// The identifier that a reply repeats.
-        id: u16,
-    },
-    /// Any ICMP message that is no query: ICMP over IPv4, ICMPv6 over IPv6.
-    Icmp {
-        /// The type.
-        kind: u8,
-        /// The code.
-        code: u8,
-    },
-    /// Any other protocol number.
-    Other(u8),
-}
-
-/// The TCP flags that move a connection along.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct TcpFlags {
-    /// Synchronise.
-    pub syn: bool,
-    /// Acknowledge.
-    pub ack: bool,
-    /// No more from the sender.
-    pub fin: bool,
-    /// Reset.
-    pub rst: bool,
-}
+/// Why a packet is dropped, and the interface to which that is attributed.
+pub type Refusal = (DropReason, InterfaceIx);
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,13 +48,16 @@ pub enum Judgement {
     Delivered {
         /// The receiving interface.
         to: InterfaceIx,
-        /// The source as the receiver sees it.
-        source: IpAddr,
-        /// The destination as the receiver sees it.
-        destination: IpAddr,
-        /// Why the sender's groups let it out; `None` for an external sender.
+        /// The packet as the receiver sees it, before it is split.
+        packet: Packet,
+        /// The size of the fragments in which it arrives, if it doesn't arrive
+        /// whole: it is longer than the path takes, and routers may split it.
+        split: Option<u16>,
+        /// Why the sender's groups let it out; `None` for an external sender,
+        /// and for a fragment other than the first.
         egress: Option<Admission>,
-        /// Why the receiver's groups let it in; `None` for an external receiver.
+        /// Why the receiver's groups let it in; `None` for an external
+        /// receiver, and for a fragment other than the first.
         ingress: Option<Admission>,
     },
     /// It does not.
@@ -112,6 +65,11 @@ pub enum Judgement {
         /// Why.
         reason: DropReason,
         /// The interface to which the drop is attributed.
+        at: InterfaceIx,
+    },
+    /// A fragment that waits for the first of its datagram.
+    Held {
+        /// The interface that sent it.
         at: InterfaceIx,
     },
 }
@@ -127,192 +85,239 @@ pub enum Admission {
     Flow,
 }
 
-/// The evaluator: a model and the flows seen so far.
-#[derive(Debug)]
+/// Everything that a packet sets off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// What becomes of the packet itself.
+    pub judgement: Judgement,
+    /// What the router answers it.
+    pub answer: Option<Answer>,
+    /// Fragments that waited for this one, each as it was sent and what
+    /// becomes of it, in the order they came.
+    pub released: Vec<(Packet, Judgement)>,
+    /// Fragments that waited, and died of this one: it overlapped another.
+    pub lost: usize,
+    /// Fragments whose first didn't come in time, by sending interface; they
+    /// died before this packet came.
+    pub orphans: Vec<(InterfaceIx, u64)>,
+}
+
+/// The evaluator: a model, and the flows and datagrams seen so far.
+#[derive(Debug, Clone)]
 pub struct Oracle {
     model: Model,
+    /// Most flows at a time, on all interfaces together.
+    capacity: usize,
     flows: Vec<Flow>,
+    datagrams: Vec<Datagram>,
 }
 
 impl Oracle {
-    /// An evaluator without flows.
+    /// An evaluator without flows, and with room for any number of them.
     pub fn new(model: Model) -> Self {
+        Self::with_capacity(model, usize::MAX)
+    }
+
+    /// An evaluator that remembers at most `capacity` flows at a time.
+    pub fn with_capacity(model: Model, capacity: usize) -> Self {
         Self {
             model,
+            capacity,
             flows: Vec::new(),
+            datagrams: Vec::new(),
         }
     }
 
-    /// Changes rules and memberships; an interface keeps its index. Tracked
-    /// flows survive: they go on until they close or time out (aws-semantics
-    /// §3.4; for a change of an interface's groups AWS is silent, and the
-    /// same is done).
+    /// Changes rules, memberships, network ACLs and routes; an interface keeps
+    /// its index. Tracked flows survive: they go on until they close or time
+    /// out (aws-semantics §3.4; for a change of an interface's groups AWS is
+    /// silent, and the same is done). So do the verdicts of first fragments.
     pub fn replace_model(&mut self, model: Model) {
         self.model = model;
     }
 
     /// Judges one packet, and remembers the flows that it opens or continues.
-    pub fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        match self.walk(packet, now) {
-            Ok(delivered) => delivered,
-            Err((reason, at)) => Judgement::Dropped { reason, at },
+    pub fn judge(&mut self, packet: &Packet, now: Duration) -> Outcome {
+        let from = packet.from;
+        // Whatever's time is up is gone.
+        let orphans = self.expire(now);
+        let mut outcome = Outcome {
+            judgement: Judgement::Held { at: from },
+            answer: None,
+            released: Vec::new(),
+            lost: 0,
+            orphans,
+        };
+        if let Err(reason) = self.check_headers(packet) {
+            outcome.judgement = Judgement::Dropped { reason, at: from };
+            return outcome;
         }
+        match packet.fragment {
+            Some(fragment) => self.judge_fragment(packet, fragment, now, &mut outcome),
+            None => {
+                // Nothing follows a whole packet's fate.
+                let _ = self.judge_whole(packet, now, &mut outcome);
+            }
+        }
+        outcome
     }
 
-    /// The road of a packet. The first step that refuses ends it; what earlier
-    /// steps remembered stays remembered, since each interface keeps its own
-    /// state and knows nothing of what happens to the packet further on.
+    /// Forgets flows and datagrams whose time is up; gives the number of
+    /// fragments that waited in vain, by sending interface. ([`Self::judge`]
+    /// begins with it.)
+    pub fn expire(&mut self, now: Duration) -> Vec<(InterfaceIx, u64)> {
+        let Self { model, flows, .. } = self;
+        flows.retain(|flow| flow.is_live(model, now));
+        self.expire_datagrams(now)
+    }
+
+    /// How many flows are remembered, tracked and untracked.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// The first steps of the road, for which every packet is one by itself.
+    fn check_headers(&self, packet: &Packet) -> Result<(), DropReason> {
+        let Some(sender) = self.model.interfaces.get(packet.from.ix()) else {
+            return Err(DropReason::UnknownInterface);
+        };
+        // No IP packet mixes families; one that claims to is not believed.
+        if packet.source.is_ipv4() != packet.destination.is_ipv4() {
+            return Err(DropReason::Malformed);
+        }
+        // Without a whole transport header nobody can say where it belongs
+        // (RFC 1858, RFC 7112).
+        if matches!(packet.payload, Payload::Headless(_)) && !packet.is_later_fragment() {
+            return Err(match packet.fragment {
+                Some(_) => DropReason::TinyFragment,
+                None => DropReason::Malformed,
+            });
+        }
+        // A DHCP client has no address yet and knows none: it speaks to all.
+        // Neither groups nor network ACLs judge it (§4), and no server answers
+        // here.
+        let in_vpc = !sender.is_external();
+        if in_vpc && services::is_dhcp(packet) {
+            return Err(DropReason::NoService);
+        }
+        // The source (aws-semantics §7, source/destination check).
+        if !may_send_from(sender, packet.source) {
+            return Err(DropReason::SourceCheck);
+        }
+        // Neither does anything judge what is for a service of the VPC (§4).
+        if in_vpc && services::lives_at(&self.model, packet.destination) {
+            return Err(DropReason::NoService);
+        }
+        // A VPC carries unicast only.
+        if is_never_unicast(packet.destination) {
+            return Err(DropReason::NotUnicast);
+        }
+        Ok(())
+    }
+
+    /// Judges a whole packet, or a first fragment, that passed the first steps.
+    /// Gives the way that later fragments follow.
+    fn judge_whole(
+        &mut self,
+        packet: &Packet,
+        now: Duration,
+        outcome: &mut Outcome,
+    ) -> Result<Path, Refusal> {
+        let walked = self.walk(packet, now, &mut outcome.answer);
+        outcome.judgement = match &walked {
+            Ok((judgement, _)) => *judgement,
+            Err((reason, at)) => Judgement::Dropped {
+                reason: *reason,
+                at: *at,
+            },
+        };
+        walked.map(|(_, path)| path)
+    }
+
+    /// The road of a packet (§8). The first step that refuses ends it; what
+    /// earlier steps remembered stays remembered, since each interface keeps
+    /// its own state and knows nothing of what happens to the packet further on.
     fn walk(
         &mut self,
         packet: &Packet,
         now: Duration,
-    ) -> Result<Judgement, (DropReason, InterfaceIx)> {
-        let Self { model, flows } = self;
+        answer: &mut Option<Answer>,
+    ) -> Result<(Judgement, Path), Refusal> {
         let from = packet.from;
-        let Some(sender) = model.interfaces.get(from.ix()) else {
-            return Err((DropReason::UnknownInterface, from));
-        };
-        // No IP packet mixes families; one that claims to is not believed.
-        if packet.source.is_ipv4() != packet.destination.is_ipv4() {
-            return Err((DropReason::Malformed, from));
-        }
-
-        // 1. The source (aws-semantics §7, source/destination check).
-        if !may_send_from(sender, packet.source) {
-            return Err((DropReason::SourceCheck, from));
-        }
-        // 2. A VPC carries unicast only.
-        if is_never_unicast(packet.destination) {
-            return Err((DropReason::NotUnicast, from));
-        }
-
+        let sender = &self.model.interfaces[from.ix()];
+        let from_outside = sender.is_external();
         let source_is_own = sender
             .addresses
             .iter()
             .any(|address| address.private == packet.source);
 
-        // Flows whose time is up are gone for both interfaces alike.
-        flows.retain(|flow| flow.is_live(model, now));
-
-        // 3. The sender's groups, on the addresses as the sender wrote them:
-        //    they stand before the route and the internet gateway (§8).
-        let egress = if sender.is_external() {
-            None
-        } else {
-            let sent = Seen {
-                source: packet.source,
-                destination: packet.destination,
-                payload: packet.payload,
-                source_is_own,
-            };
-            let admission = admit(model, flows, from, Direction::Egress, sent, now);
-            Some(admission.ok_or((DropReason::NoEgressRule, from))?)
-        };
-
-        // 4. The route, and the internet gateway's translation.
-        let (to, source, destination) =
-            route(model, sender, packet.source, packet.destination).map_err(|why| (why, from))?;
-        let receiver = &model.interfaces[to.ix()];
-
-        // 5. The receiver's MTU. Nothing on the way splits a packet.
-        if packet.length > usize::from(receiver.mtu) {
-            return Err((DropReason::TooBig, to));
+        // The sender's groups, on the addresses as the sender wrote them: they
+        // stand before the route and the internet gateway.
+        let sent = Seen::new(packet, source_is_own);
+        let mut egress = None;
+        if !from_outside {
+            let admitted = self.admit(from, Direction::Egress, sent, now);
+            egress = Some(admitted.map_err(|reason| (reason, from))?);
         }
 
-        // 6. The receiver's groups, on the addresses as the receiver sees them.
-        //    (Its own source/destination check has nothing to add: the
-        //    destination is one of its addresses, or it would not be here.)
-        let ingress = if receiver.is_external() {
-            None
-        } else {
-            let seen = Seen {
-                source,
-                destination,
-                payload: packet.payload,
-                source_is_own,
-            };
-            let admission = admit(model, flows, to, Direction::Ingress, seen, now);
-            Some(admission.ok_or((DropReason::NoIngressRule, to))?)
+        // Inside one subnet there is no router, hence no network ACL and no
+        // route. Everything else leaves the subnet by its ACL and its routes.
+        let inside = routes::inside_subnet(&self.model, packet);
+        let crosses_boundary = inside.is_none();
+        let path = match inside {
+            Some(path) => path.map_err(|reason| (reason, from))?,
+            None => {
+                if !acl::allows(&self.model, from, Direction::Egress, sent) {
+                    return Err((DropReason::NetworkAclEgress, from));
+                }
+                routes::find(&self.model, packet).map_err(|reason| (reason, from))?
+            }
+        };
+        let to = path.to;
+
+        // The path's MTU. What may not be split is answered by the router.
+        let split = match path.split(packet) {
+            Ok(split) => split,
+            Err(reason) => {
+                *answer = self.answer(packet, path.mtu, now);
+                return Err((reason, to));
+            }
         };
 
-        Ok(Judgement::Delivered {
+        // The receiver's subnet and groups, on the addresses as the receiver
+        // sees them.
+        let arrives = path.translate(packet);
+        let seen = Seen::new(&arrives, source_is_own);
+        let receiver_outside = self.model.interfaces[to.ix()].is_external();
+        if crosses_boundary && !acl::allows(&self.model, to, Direction::Ingress, seen) {
+            return Err((DropReason::NetworkAclIngress, to));
+        }
+        let mut ingress = None;
+        if !receiver_outside {
+            let admitted = self.admit(to, Direction::Ingress, seen, now);
+            ingress = Some(admitted.map_err(|reason| (reason, to))?);
+        }
+
+        // The receiver's own source/destination check. AWS doesn't say where it
+        // stands; it matters for what a route sends to an interface only, and
+        // here the flow is remembered although the packet ends.
+        let receiver = &self.model.interfaces[to.ix()];
+        let is_its_own = receiver
+            .addresses
+            .iter()
+            .any(|address| address.private == arrives.destination);
+        if !receiver_outside && receiver.source_dest_check && !is_its_own {
+            return Err((DropReason::DestinationCheck, to));
+        }
+
+        let delivered = Judgement::Delivered {
             to,
-            source,
-            destination,
+            packet: arrives,
+            split,
             egress,
             ingress,
-        })
-    }
-}
-
-impl fmt::Display for Packet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "from #{}: {} -> {} {}, {} bytes",
-            self.from.ix(),
-            self.source,
-            self.destination,
-            self.payload,
-            self.length
-        )
-    }
-}
-
-impl fmt::Display for Payload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Tcp {
-                source_port,
-                destination_port,
-                flags,
-            } => write!(f, "tcp {source_port} -> {destination_port} [{flags}]"),
-            Self::Udp {
-                source_port,
-                destination_port,
-            } => write!(f, "udp {source_port} -> {destination_port}"),
-            Self::IcmpEcho { request: true, id } => write!(f, "echo request id {id}"),
-            Self::IcmpEcho { request: false, id } => write!(f, "echo reply id {id}"),
-            Self::Icmp { kind, code } => write!(f, "icmp type {kind} code {code}"),
-            Self::Other(number) => write!(f, "protocol {number}"),
-        }
-    }
-}
-
-impl fmt::Display for TcpFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let set = [
-            (self.syn, 'S'),
-            (self.fin, 'F'),
-            (self.rst, 'R'),
-            (self.ack, '.'),
-        ];
-        for (_, letter) in set.iter().filter(|(on, _)| *on) {
-            write!(f, "{letter}")?;
-        }
-        Ok(())
-    }
-}
-
-/// A packet as the groups of one interface see it.
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    source: IpAddr,
-    destination: IpAddr,
-    payload: Payload,
-    /// Whether the packet comes from an interface that has its source address.
-    /// What a middlebox forwards under another's address has lost that one's
-    /// groups (§2, middlebox routing).
-    source_is_own: bool,
-}
-
-impl Seen {
-    /// The address of the far side, to which a rule's peer applies.
-    fn peer(&self, direction: Direction) -> IpAddr {
-        match direction {
-            Direction::Ingress => self.source,
-            Direction::Egress => self.destination,
-        }
+        };
+        Ok((delivered, path))
     }
 }
 
@@ -336,265 +341,11 @@ fn may_send_from(sender: &Interface, source: IpAddr) -> bool {
 }
 
 /// Unspecified, loopback, multicast (224.0.0.0/4, ff00::/8) or 255.255.255.255.
-/// Link-local unicast isn't among them: such a destination is merely unknown.
+/// Link-local unicast isn't among them: no route leads to such a destination.
 fn is_never_unicast(address: IpAddr) -> bool {
     let broadcast = match address {
         IpAddr::V4(address) => address.is_broadcast(),
         IpAddr::V6(_) => false,
     };
     broadcast || address.is_unspecified() || address.is_loopback() || address.is_multicast()
-}
-
-/// Whether the groups of interface `at` let the packet pass, and why.
-fn admit(
-    model: &Model,
-    flows: &mut Vec<Flow>,
-    at: InterfaceIx,
-    direction: Direction,
-    seen: Seen,
-    now: Duration,
-) -> Option<Admission> {
-    // Tracked flows first: a reply, or more of the same, passes whatever the
-    // rules of its direction say (§1.3, §3.4). ICMP errors and the like belong
-    // to no flow: by AWS's newest text they need a rule of their own (§3.7).
-    let identity = Identity::of(at, direction, seen);
-    if let Some(identity) = identity
-        && let Some(position) = flows.iter().position(|flow| flow.identity == identity)
-    {
-        if flows[position].is_reopened_by(seen.payload) {
-            // A new connection on the ports of a closed one: not a part of
-            // the old flow, and judged like any first packet.
-            flows.remove(position);
-        } else {
-            flows[position].continue_with(seen.payload, direction, now);
-            return Some(Admission::Flow);
-        }
-    }
-
-    // Then every rule of every group of the interface (§1.3): allow only, so
-    // the first that covers the packet settles it.
-    let rule = model.interfaces[at.ix()]
-        .groups()
-        .iter()
-        .flat_map(|group| model.security_groups[group.ix()].rules(direction))
-        .find(|rule| {
-            covers_traffic(rule.traffic, seen)
-                && !(matches!(rule.peer, Peer::Group(_))
-                    && direction == Direction::Ingress
-                    && !seen.source_is_own)
-                && covers_peer(model, rule.peer, seen.peer(direction))
-        })?;
-    if let Some(identity) = identity {
-        flows.push(Flow::open(identity, seen.payload, direction, now));
-    }
-    Some(Admission::Rule(rule.id))
-}
-
-/// Whether a rule's protocol, ports or ICMP type and code cover the packet
-/// (§1.1). Ports are the destination's in both directions.
-fn covers_traffic(traffic: Traffic, seen: Seen) -> bool {
-    let ipv4 = seen.destination.is_ipv4();
-    match (traffic, seen.payload) {
-        (Traffic::All, _) => true,
-        (
-            Traffic::Tcp(ports),
-            Payload::Tcp {
-                destination_port, ..
-            },
-        )
-        | (
-            Traffic::Udp(ports),
-            Payload::Udp {
-                destination_port, ..
-            },
-        ) => ports.from <= destination_port && destination_port <= ports.to,
-        (Traffic::Icmp(icmp), payload) if ipv4 => covers_icmp(icmp, payload, [8, 0]),
-        (Traffic::Icmpv6(icmp), payload) if !ipv4 => covers_icmp(icmp, payload, [128, 129]),
-        (Traffic::Other(number), Payload::Other(protocol)) => number == protocol,
-        _ => false,
-    }
-}
-
-/// Whether an ICMP rule covers the message; `echo` has the types of an echo
-/// request and reply in the packet's family.
-fn covers_icmp(icmp: IcmpMatch, payload: Payload, echo: [u8; 2]) -> bool {
-    let (kind, code) = match payload {
-        Payload::IcmpEcho { request: true, .. } => (echo[0], 0),
-        Payload::IcmpEcho { request: false, .. } => (echo[1], 0),
-        Payload::Icmp { kind, code } => (kind, code),
-        _ => return false,
-    };
-    match icmp {
-        IcmpMatch::Any => true,
-        IcmpMatch::Type(wanted) => kind == wanted,
-        IcmpMatch::TypeAndCode(wanted_kind, wanted_code) => {
-            (kind, code) == (wanted_kind, wanted_code)
-        }
-    }
-}
-
-/// Whether a rule's peer covers `address` (§1.2, §2). An address of one family
-/// is in no block of the other.
-fn covers_peer(model: &Model, peer: Peer, address: IpAddr) -> bool {
-    match peer {
-        Peer::Ipv4(block) => IpNet::V4(block).contains(&address),
-        Peer::Ipv6(block) => IpNet::V6(block).contains(&address),
-        Peer::PrefixList(list) => model.prefix_lists[list.ix()]
-            .entries
-            .iter()
-            .any(|entry| entry.contains(&address)),
-        Peer::Group(group) => is_member(model, group, address),
-    }
-}
-
-/// Whether `address` is a private address of an interface that carries `group`.
-/// Public and Elastic IP addresses never count (§2), and external hosts carry
-/// no groups.
-fn is_member(model: &Model, group: GroupIx, address: IpAddr) -> bool {
-    model.interfaces.iter().any(|interface| {
-        interface.groups().contains(&group)
-            && interface.addresses.iter().any(|its| its.private == address)
-    })
-}
-
-/// Where a packet goes and how the receiver sees it: (receiver, source,
-/// destination).
-type Arrival = (InterfaceIx, IpAddr, IpAddr);
-
-/// The route from `sender`, by where it is attached.
-fn route(
-    model: &Model,
-    sender: &Interface,
-    source: IpAddr,
-    destination: IpAddr,
-) -> Result<Arrival, DropReason> {
-    match sender.attachment {
-        Attachment::Subnet { .. } => route_from_vpc(model, sender, source, destination),
-        Attachment::External(Via::Igw) => route_from_internet(model, source, destination),
-        Attachment::External(Via::Vgw) => route_from_vpn(model, source, destination),
-    }
-}
-
-/// The main route table: the local route; the addresses of hosts behind the
-/// virtual private gateway; and, where there is an internet gateway,
-/// 0.0.0.0/0 and ::/0 through it. The longest prefix wins (§7), and nothing
-/// declared here is more specific than the local route.
-fn route_from_vpc(
-    model: &Model,
-    sender: &Interface,
-    source: IpAddr,
-    destination: IpAddr,
-) -> Result<Arrival, DropReason> {
-    if model.vpc.contains(destination) {
-        let to = owner_in_vpc(model, destination).ok_or(DropReason::UnknownDestination)?;
-        return Ok((to, source, destination));
-    }
-    if let Some(to) = owner_behind(model, Via::Vgw, destination) {
-        return Ok((to, source, destination));
-    }
-    let igw_exists = model
-        .interfaces
-        .iter()
-        .any(|interface| matches!(interface.attachment, Attachment::External(Via::Igw)));
-    if !igw_exists {
-        return Err(DropReason::NoRoute);
-    }
-
-    // The internet gateway translates IPv4 one to one, and IPv6 not at all.
-    let source = if source.is_ipv4() {
-        let public = sender
-            .addresses
-            .iter()
-            .find(|address| address.private == source)
-            .and_then(|address| address.public)
-            .ok_or(DropReason::NoPublicAddress)?;
-        IpAddr::V4(public)
-    } else {
-        source
-    };
-    if let Some(to) = owner_behind(model, Via::Igw, destination) {
-        return Ok((to, source, destination));
-    }
-    // Out and straight back in: to the public address of an interface of the
-    // VPC. The receiver sees the sender's public address (§2, §13 hairpin).
-    let (to, private) =
-        owner_of_public(model, destination).ok_or(DropReason::UnknownDestination)?;
-    Ok((to, source, private))
-}
-
-/// From the internet: public IPv4 addresses, and IPv6 addresses of the VPC.
-fn route_from_internet(
-    model: &Model,
-    source: IpAddr,
-    destination: IpAddr,
-) -> Result<Arrival, DropReason> {
-    if let Some((to, private)) = owner_of_public(model, destination) {
-        return Ok((to, source, private));
-    }
-    if model.vpc.contains(destination) {
-        // IPv6 addresses are reachable as they are; private IPv4 addresses
-        // are not routed on the internet.
-        if destination.is_ipv4() {
-            return Err(DropReason::NoRoute);
-        }
-        let to = owner_in_vpc(model, destination).ok_or(DropReason::UnknownDestination)?;
-        return Ok((to, source, destination));
-    }
-    // Traffic between two external hosts is not the VPC's to carry.
-    let other_external = owner_behind(model, Via::Igw, destination)
-        .or_else(|| owner_behind(model, Via::Vgw, destination));
-    match other_external {
-        Some(_) => Err(DropReason::NoRoute),
-        None => Err(DropReason::UnknownDestination),
-    }
-}
-
-/// From behind the virtual private gateway: the VPC's blocks and nothing else.
-fn route_from_vpn(
-    model: &Model,
-    source: IpAddr,
-    destination: IpAddr,
-) -> Result<Arrival, DropReason> {
-    if !model.vpc.contains(destination) {
-        return Err(DropReason::NoRoute);
-    }
-    let to = owner_in_vpc(model, destination).ok_or(DropReason::UnknownDestination)?;
-    Ok((to, source, destination))
-}
-
-/// The interface inside the VPC with this private address.
-fn owner_in_vpc(model: &Model, address: IpAddr) -> Option<InterfaceIx> {
-    model
-        .interfaces()
-        .filter(|(_, interface)| !interface.is_external())
-        .find(|(_, interface)| interface.addresses.iter().any(|a| a.private == address))
-        .map(|(ix, _)| ix)
-}
-
-/// The external interface behind gateway `via` with this address.
-fn owner_behind(model: &Model, via: Via, address: IpAddr) -> Option<InterfaceIx> {
-    model
-        .interfaces()
-        .filter(|(_, interface)| interface.attachment == Attachment::External(via))
-        .find(|(_, interface)| interface.addresses.iter().any(|a| a.private == address))
-        .map(|(ix, _)| ix)
-}
-
-/// The interface inside the VPC with this public address, and the private
-/// address that it stands for.
-fn owner_of_public(model: &Model, address: IpAddr) -> Option<(InterfaceIx, IpAddr)> {
-    let IpAddr::V4(address) = address else {
-        return None;
-    };
-    for (ix, interface) in model.interfaces() {
-        if interface.is_external() {
-            continue;
-        }
-        for its in &interface.addresses {
-            if its.public == Some(address) {
-                return Some((ix, its.private));
-            }
-        }
-    }
-    None
 }

@@ -248,6 +248,9 @@ fn ask_oracle(model: &Model, probe: &Probe) -> Fate {
                 source_port,
                 destination_port,
                 flags,
+                sequence: 0,
+                acknowledgement: 0,
+                data: 0,
             };
             (
                 of(EPHEMERAL, port, syn),
@@ -262,39 +265,38 @@ fn ask_oracle(model: &Model, probe: &Probe) -> Fate {
             (of(EPHEMERAL, port), of(port, EPHEMERAL))
         }
         Kind::Echo => {
-            let of = |request| Payload::IcmpEcho { request, id: 1 };
-            (of(true), of(false))
+            let of = |kind| Payload::IcmpQuery { kind, id: 1 };
+            if probe.source.is_ipv4() {
+                (of(8), of(0))
+            } else {
+                (of(128), of(129))
+            }
         }
     };
     let label = |at| model.interface_label(at);
-    let request = oracle::Packet {
-        from: probe.from,
-        source: probe.source,
-        destination: probe.destination,
-        payload: request,
-        length: 60,
-    };
-    match oracle.judge(&request, Duration::ZERO) {
+    let packet = oracle::Packet::whole;
+    let request = packet(probe.from, probe.source, probe.destination, request, 60);
+    let whole = "a whole packet doesn't wait";
+    match oracle.judge(&request, Duration::ZERO).judgement {
         Judgement::Dropped { reason, at } => Fate::Dropped(reason, label(at)),
+        Judgement::Held { .. } => unreachable!("{whole}"),
         Judgement::Delivered {
-            to,
-            source,
-            destination,
-            ..
+            to, packet: seen, ..
         } => {
-            let back = oracle::Packet {
-                from: to,
-                source: destination,
-                destination: source,
-                payload: reply,
-                length: 60,
-            };
-            match oracle.judge(&back, Duration::ZERO) {
+            let back = packet(to, seen.destination, seen.source, reply, 60);
+            match oracle.judge(&back, Duration::ZERO).judgement {
                 Judgement::Dropped { reason, at } => Fate::Dropped(reason, label(at)),
+                Judgement::Held { .. } => unreachable!("{whole}"),
                 Judgement::Delivered {
-                    to: home, source, ..
+                    to: home,
+                    packet: seen,
+                    ..
                 } => {
-                    assert_eq!((home, source), (probe.from, probe.destination), "{probe:?}");
+                    assert_eq!(
+                        (home, seen.source),
+                        (probe.from, probe.destination),
+                        "{probe:?}"
+                    );
                     Fate::Passes(label(to))
                 }
             }

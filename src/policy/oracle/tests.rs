@@ -4,15 +4,27 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::*;
 use crate::model::{
-    Address, Entity, EntityIx, EntityKind, Place, PortRange, PrefixList, PrefixListIx,
-    SecurityGroup, SecurityGroupRule, Subnet, SubnetIx, Tracking,
+    AclAction, AclEntry, Address, Attachment, Entity, EntityIx, EntityKind, GroupIx, IcmpErrors,
+    IcmpMatch, LoadBalancer, Peer, Place, PortRange, PrefixList, PrefixListIx, Route, RouteTable,
+    RouteTarget, SecurityGroup, SecurityGroupRule, Subnet, SubnetIx, Tracking, Traffic, Via,
 };
 
+mod acls;
+mod allowance;
+mod closing;
 mod flows;
+mod fragments;
+mod icmp_errors;
 mod road;
+mod routes;
 mod rules;
+mod services;
+mod size;
+mod untracked;
 
 const TCP_80: Traffic = tcp(80);
 const SYN: TcpFlags = flags(true, false, false, false);
@@ -55,14 +67,15 @@ fn any6() -> Peer {
     cidr("::/0")
 }
 
-fn packet(from: InterfaceIx, source: &str, destination: &str, payload: Payload) -> Packet {
-    Packet {
-        from,
-        source: ip(source),
-        destination: ip(destination),
-        payload,
-        length: 100,
+impl Oracle {
+    /// What becomes of the packet itself.
+    fn verdict(&mut self, packet: &Packet, now: Duration) -> Judgement {
+        self.judge(packet, now).judgement
     }
+}
+
+fn packet(from: InterfaceIx, source: &str, destination: &str, payload: Payload) -> Packet {
+    Packet::whole(from, ip(source), ip(destination), payload, 100)
 }
 
 fn syn(from: InterfaceIx, source: &str, destination: &str, port: u16) -> Packet {
@@ -81,6 +94,9 @@ fn tcp_packet(
         source_port,
         destination_port,
         flags,
+        sequence: 0,
+        acknowledgement: 0,
+        data: 0,
     };
     packet(from, source, destination, payload)
 }
@@ -100,7 +116,28 @@ fn udp(
 }
 
 fn echo(from: InterfaceIx, source: &str, destination: &str, request: bool, id: u16) -> Packet {
-    packet(from, source, destination, Payload::IcmpEcho { request, id })
+    let kind = match (ip(source).is_ipv4(), request) {
+        (true, true) => 8,
+        (true, false) => 0,
+        (false, true) => 128,
+        (false, false) => 129,
+    };
+    packet(from, source, destination, Payload::IcmpQuery { kind, id })
+}
+
+/// An ICMP error about `about`, sent from the address that one was for.
+fn error_about(from: InterfaceIx, about: &Packet, kind: u8, code: u8) -> Packet {
+    let quoted = Quoted {
+        source: about.source,
+        destination: about.destination,
+        speech: about.payload.speech(),
+    };
+    let payload = Payload::Icmp {
+        kind,
+        code,
+        quoted: Some(quoted),
+    };
+    Packet::whole(from, about.destination, about.source, payload, 100)
 }
 
 fn dropped(reason: DropReason, at: InterfaceIx) -> Judgement {
@@ -110,8 +147,8 @@ fn dropped(reason: DropReason, at: InterfaceIx) -> Judgement {
 fn delivered(packet: &Packet, to: InterfaceIx, egress: Admission, ingress: Admission) -> Judgement {
     Judgement::Delivered {
         to,
-        source: packet.source,
-        destination: packet.destination,
+        packet: *packet,
+        split: None,
         egress: Some(egress),
         ingress: Some(ingress),
     }
@@ -124,14 +161,14 @@ fn is_delivered(judgement: Judgement) -> bool {
 fn ingress(judgement: Judgement) -> Option<Admission> {
     match judgement {
         Judgement::Delivered { ingress, .. } => ingress,
-        Judgement::Dropped { .. } => None,
+        Judgement::Dropped { .. } | Judgement::Held { .. } => None,
     }
 }
 
 fn egress(judgement: Judgement) -> Option<Admission> {
     match judgement {
         Judgement::Delivered { egress, .. } => egress,
-        Judgement::Dropped { .. } => None,
+        Judgement::Dropped { .. } | Judgement::Held { .. } => None,
     }
 }
 
@@ -147,25 +184,69 @@ fn assert_delivered(judgement: Judgement, receiver: InterfaceIx) {
 struct Lab(Model);
 
 impl Lab {
+    /// With one subnet, as large as the VPC.
     fn new() -> Self {
-        let cidrs: Vec<IpNet> = ["10.0.0.0/16", "2001:db8:1::/56"]
-            .map(|text| text.parse().unwrap())
-            .to_vec();
+        Self::of_subnets(&[&["10.0.0.0/16", "2001:db8:1::/56"]])
+    }
+
+    /// With these subnets; an interface lands in the one that has its address.
+    fn of_subnets(subnets: &[&[&str]]) -> Self {
+        let blocks =
+            |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|t| t.parse().unwrap()).collect() };
         let mut model = Model::default();
-        model.vpc.cidrs.clone_from(&cidrs);
-        model.subnets.push(Subnet {
-            id: "subnet-1".into(),
-            name: "only".into(),
-            cidrs,
-            network_acl: Default::default(),
-            route_table: Default::default(),
-            place: place(),
-        });
+        model.vpc.cidrs = blocks(&["10.0.0.0/16", "2001:db8:1::/56"]);
+        for (nth, cidrs) in subnets.iter().enumerate() {
+            model.subnets.push(Subnet {
+                id: format!("subnet-{nth}"),
+                name: format!("s{nth}"),
+                cidrs: blocks(cidrs),
+                network_acl: Default::default(),
+                route_table: Default::default(),
+                place: place(),
+            });
+        }
         Self(model)
     }
 
+    fn model(&self) -> Model {
+        self.0.clone().with_implied_tables()
+    }
+
     fn oracle(&self) -> Oracle {
-        Oracle::new(self.0.clone().with_implied_tables())
+        Oracle::new(self.model())
+    }
+
+    /// Gives the subnet a network ACL of its own.
+    fn acl(&mut self, subnet: usize, ingress: &[AclEntry], egress: &[AclEntry]) {
+        self.0 = self.model();
+        let acl = crate::model::AclIx::new(self.0.network_acls.len());
+        let mut own = self.0.network_acls[0].clone();
+        own.ingress = ingress.to_vec();
+        own.egress = egress.to_vec();
+        self.0.network_acls.push(own);
+        self.0.subnets[subnet].network_acl = acl;
+    }
+
+    /// Gives the subnet a route table of its own. (Call it after all
+    /// interfaces are there: the main table is made up by then.)
+    fn routes(&mut self, subnet: usize, routes: &[(&str, RouteTarget)]) {
+        self.0 = self.model();
+        let table = crate::model::RouteTableIx::new(self.0.route_tables.len());
+        self.0.route_tables.push(RouteTable {
+            id: format!("rtb-{}", table.ix()),
+            name: format!("t{}", table.ix()),
+            routes: routes
+                .iter()
+                .map(|(destination, target)| Route {
+                    destination: destination.parse().unwrap(),
+                    target: *target,
+                    target_text: String::new(),
+                    place: place(),
+                })
+                .collect(),
+            place: place(),
+        });
+        self.0.subnets[subnet].route_table = table;
     }
 
     fn group(&mut self, ingress: &[(Traffic, Peer)], egress: &[(Traffic, Peer)]) -> GroupIx {
@@ -209,8 +290,14 @@ impl Lab {
     }
 
     fn eni(&mut self, address: &str, groups: &[GroupIx]) -> InterfaceIx {
+        let subnet = self
+            .0
+            .subnets
+            .iter()
+            .position(|subnet| subnet.cidr_of(ip(address)).is_some())
+            .unwrap();
         let attachment = Attachment::Subnet {
-            subnet: SubnetIx::new(0),
+            subnet: SubnetIx::new(subnet),
             groups: groups.to_vec(),
         };
         self.interface(EntityKind::Ec2, attachment, address, None)
@@ -276,6 +363,24 @@ fn rule(
         description: String::new(),
         place: place(),
     }
+}
+
+fn entry(number: u16, action: AclAction, traffic: Traffic, cidr: &str) -> AclEntry {
+    AclEntry {
+        number,
+        action,
+        traffic,
+        cidr: cidr.parse().unwrap(),
+        place: place(),
+    }
+}
+
+fn allow(number: u16, traffic: Traffic, cidr: &str) -> AclEntry {
+    entry(number, AclAction::Allow, traffic, cidr)
+}
+
+fn deny(number: u16, traffic: Traffic, cidr: &str) -> AclEntry {
+    entry(number, AclAction::Deny, traffic, cidr)
 }
 
 fn place() -> Place {

@@ -11,9 +11,9 @@ fn a_group_without_rules_lets_nothing_in_or_out() {
     let b = lab.eni("10.0.1.11", &[open]);
     let mut oracle = lab.oracle();
 
-    let out = oracle.judge(&syn(a, "10.0.1.10", "10.0.1.11", 80), at(0));
+    let out = oracle.verdict(&syn(a, "10.0.1.10", "10.0.1.11", 80), at(0));
     assert_eq!(out, dropped(DropReason::NoEgressRule, a));
-    let into = oracle.judge(&syn(b, "10.0.1.11", "10.0.1.10", 80), at(0));
+    let into = oracle.verdict(&syn(b, "10.0.1.11", "10.0.1.10", 80), at(0));
     assert_eq!(into, dropped(DropReason::NoIngressRule, a));
 }
 
@@ -25,11 +25,11 @@ fn members_of_one_group_cannot_talk_unless_a_rule_says_so() {
     let b = lab.eni("10.0.1.11", &[group]);
     let packet = syn(a, "10.0.1.10", "10.0.1.11", 80);
 
-    let without = lab.oracle().judge(&packet, at(0));
+    let without = lab.oracle().verdict(&packet, at(0));
     assert_eq!(without, dropped(DropReason::NoIngressRule, b));
 
     lab.allow_in(group, Traffic::All, Peer::Group(group));
-    assert_delivered(lab.oracle().judge(&packet, at(0)), b);
+    assert_delivered(lab.oracle().verdict(&packet, at(0)), b);
 }
 
 #[test]
@@ -43,9 +43,9 @@ fn a_group_reference_matches_private_addresses_of_its_members_only() {
     let server = lab.eni("10.0.1.20", &[servers]);
     let mut oracle = lab.oracle();
 
-    let from_member = oracle.judge(&syn(member, "10.0.1.10", "10.0.1.20", 80), at(0));
+    let from_member = oracle.verdict(&syn(member, "10.0.1.10", "10.0.1.20", 80), at(0));
     assert_delivered(from_member, server);
-    let from_stranger = oracle.judge(&syn(stranger, "10.0.1.11", "10.0.1.20", 80), at(0));
+    let from_stranger = oracle.verdict(&syn(stranger, "10.0.1.11", "10.0.1.20", 80), at(0));
     assert_eq!(from_stranger, dropped(DropReason::NoIngressRule, server));
 }
 
@@ -61,12 +61,12 @@ fn a_group_reference_never_matches_a_public_address() {
 
     // The same two hosts, the same rule: by private address it matches …
     assert_delivered(
-        oracle.judge(&syn(a, "10.0.1.10", "10.0.1.11", 80), at(0)),
+        oracle.verdict(&syn(a, "10.0.1.10", "10.0.1.11", 80), at(0)),
         b,
     );
     // … by public address the sender is no member any more.
     assert_eq!(
-        oracle.judge(&syn(a, "10.0.1.10", "203.0.113.11", 80), at(0)),
+        oracle.verdict(&syn(a, "10.0.1.10", "203.0.113.11", 80), at(0)),
         dropped(DropReason::NoIngressRule, b)
     );
 
@@ -79,7 +79,7 @@ fn a_group_reference_never_matches_a_public_address() {
     lab.external(Via::Igw, "198.51.100.7");
     assert_eq!(
         lab.oracle()
-            .judge(&syn(a, "10.0.1.10", "203.0.113.11", 80), at(0)),
+            .verdict(&syn(a, "10.0.1.10", "203.0.113.11", 80), at(0)),
         dropped(DropReason::NoEgressRule, a)
     );
 }
@@ -95,10 +95,10 @@ fn the_rules_of_all_groups_of_an_interface_count_together() {
     let mut oracle = lab.oracle();
 
     for port in [22, 80] {
-        let judgement = oracle.judge(&syn(a, "10.0.1.10", "10.0.1.11", port), at(0));
+        let judgement = oracle.verdict(&syn(a, "10.0.1.10", "10.0.1.11", port), at(0));
         assert_delivered(judgement, b);
     }
-    let judgement = oracle.judge(&syn(a, "10.0.1.10", "10.0.1.11", 443), at(0));
+    let judgement = oracle.verdict(&syn(a, "10.0.1.10", "10.0.1.11", 443), at(0));
     assert_eq!(judgement, dropped(DropReason::NoIngressRule, b));
 }
 
@@ -118,9 +118,9 @@ fn the_rule_named_is_the_first_in_the_order_of_the_interfaces_groups() {
     };
     let mut oracle = lab.oracle();
 
-    let to_11 = oracle.judge(&syn(a, "10.0.1.10", "10.0.1.11", 80), at(0));
+    let to_11 = oracle.verdict(&syn(a, "10.0.1.10", "10.0.1.11", 80), at(0));
     assert_eq!(ingress(to_11), named(two, 0));
-    let to_12 = oracle.judge(&syn(a, "10.0.1.10", "10.0.1.12", 80), at(0));
+    let to_12 = oracle.verdict(&syn(a, "10.0.1.10", "10.0.1.12", 80), at(0));
     assert_eq!(ingress(to_12), named(one, 1));
 }
 
@@ -141,7 +141,9 @@ fn a_prefix_list_matches_by_any_of_its_entries() {
         ("10.0.1.128", false),
     ] {
         let a = lab.eni(address, &[out]);
-        let judgement = lab.oracle().judge(&syn(a, address, "10.0.1.20", 80), at(0));
+        let judgement = lab
+            .oracle()
+            .verdict(&syn(a, address, "10.0.1.20", 80), at(0));
         if allowed {
             assert_delivered(judgement, b);
         } else {
@@ -168,13 +170,13 @@ fn port_ranges_include_both_ends_and_mean_the_destination_port() {
     let mut oracle = lab.oracle();
 
     for (port, allowed) in [(8079, false), (8080, true), (8090, true), (8091, false)] {
-        let judgement = oracle.judge(&syn(a, "10.0.1.10", "10.0.1.11", port), at(0));
+        let judgement = oracle.verdict(&syn(a, "10.0.1.10", "10.0.1.11", port), at(0));
         assert_eq!(is_delivered(judgement), allowed, "{port}");
     }
     let source_in_range = tcp_packet(a, "10.0.1.10", "10.0.1.11", 8085, 80, SYN);
-    assert!(!is_delivered(oracle.judge(&source_in_range, at(0))));
+    assert!(!is_delivered(oracle.verdict(&source_in_range, at(0))));
     let other_protocol = udp(a, "10.0.1.10", "10.0.1.11", 40_000, 8085);
-    assert!(!is_delivered(oracle.judge(&other_protocol, at(0))));
+    assert!(!is_delivered(oracle.verdict(&other_protocol, at(0))));
 }
 
 #[test]
@@ -192,9 +194,14 @@ fn icmp_rules_match_type_and_code() {
         lab.eni("10.0.1.11", &[guarded]);
         let mut oracle = lab.oracle();
         for (kind, code) in [(3, 1), (3, 4), (11, 0)] {
-            let message = packet(a, "10.0.1.10", "10.0.1.11", Payload::Icmp { kind, code });
+            let payload = Payload::Icmp {
+                kind,
+                code,
+                quoted: None,
+            };
+            let message = packet(a, "10.0.1.10", "10.0.1.11", payload);
             assert_eq!(
-                is_delivered(oracle.judge(&message, at(0))),
+                is_delivered(oracle.verdict(&message, at(0))),
                 allowed.contains(&(kind, code)),
                 "{icmp}: {kind}/{code}"
             );
@@ -216,12 +223,12 @@ fn rules_of_one_family_never_match_the_other() {
 
     let into = syn(a, "2001:db8:1:1::10", "2001:db8:1:1::11", 80);
     assert_eq!(
-        oracle.judge(&into, at(0)),
+        oracle.verdict(&into, at(0)),
         dropped(DropReason::NoIngressRule, b)
     );
     let out = syn(b, "2001:db8:1:1::11", "2001:db8:1:1::10", 80);
     assert_eq!(
-        oracle.judge(&out, at(0)),
+        oracle.verdict(&out, at(0)),
         dropped(DropReason::NoEgressRule, b)
     );
 }
@@ -237,7 +244,7 @@ fn icmp_and_icmpv6_are_different_protocols() {
     let b = lab.eni("2001:db8:1:1::11", &[v4]);
     let request = echo(a, "2001:db8:1:1::10", "2001:db8:1:1::11", true, 1);
     assert_eq!(
-        lab.oracle().judge(&request, at(0)),
+        lab.oracle().verdict(&request, at(0)),
         dropped(DropReason::NoIngressRule, b)
     );
 }
