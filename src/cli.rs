@@ -22,6 +22,7 @@ pub mod demo;
 pub mod exec;
 pub mod explain;
 mod output;
+pub mod replay;
 pub mod run;
 mod signals;
 mod standing;
@@ -72,6 +73,8 @@ pub enum Command {
     Check(check::Args),
     /// Explain whether a packet passes, and which rule decides.
     Explain(explain::Args),
+    /// Replay a list of packets through a lab's rules, on a clock of its own.
+    Replay(replay::Args),
     /// Print a completion script for a shell.
     #[command(after_help = "\
 Example:
@@ -148,6 +151,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Replay(args) => replay::run(args),
         Command::Completions { shell } => completions(*shell),
     });
     let outcome = outcome.unwrap_or_else(|error| {

@@ -33,12 +33,14 @@ mod source;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tracking;
 mod traffic;
 mod vpc;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
+pub(crate) use text::{Findings, in_quotes, read_text};
 
 use diagnostic::{Report, printable};
 use entities::Scope;

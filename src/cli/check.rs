@@ -86,25 +86,29 @@ pub(super) fn load_or_report(
     match (&result, format) {
         (Ok(loaded), Format::Text) => print_text(&loaded.warnings),
         (Ok(_), Format::Json) => {}
-        (Err(found), Format::Text) => {
+        (Err(found), _) => report(&names(lab, rules), found, format),
+    }
+    result.map_err(|_| Outcome::No)
+}
+
+/// Prints what is wrong with `files`, as text to stderr or as one JSON object
+/// to stdout.
+pub(super) fn report(files: &[String], found: &Diagnostics, format: Format) {
+    match format {
+        Format::Text => {
             print_text(found);
-            eprintln!(
-                "\n{}: invalid: {}",
-                names(lab, rules).join(" + "),
-                count(found)
-            );
+            eprintln!("\n{}: invalid: {}", files.join(" + "), count(found));
         }
-        (Err(found), Format::Json) => {
+        Format::Json => {
             let answer = json!({
                 "valid": false,
-                "files": names(lab, rules),
+                "files": files,
                 "summary": null,
                 "diagnostics": found.to_json(),
             });
             println!("{answer:#}");
         }
     }
-    result.map_err(|_| Outcome::No)
 }
 
 /// What a valid lab holds.
@@ -169,7 +173,8 @@ fn count(found: &Diagnostics) -> String {
     }
 }
 
-fn counted(count: usize, one: &str, many: &str) -> String {
+/// `1 rule`, `2 rules`.
+pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     let noun = if count == 1 { one } else { many };
     format!("{count} {noun}")
 }

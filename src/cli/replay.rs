@@ -1,0 +1,463 @@
+//! `sgwall replay`: send a list of packets down the road of a lab, on a clock
+//! of its own, and compare what becomes of them with what is expected.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueHint;
+use serde::Serialize;
+
+use super::check::{self, counted};
+use super::output::{Paint, pad, print, print_json};
+use super::{CliError, Format, Outcome};
+use crate::config;
+use crate::conntrack::{DEFAULT_CAPACITY, Millis};
+use crate::datapath::{Admission, Datapath, Fate, Silent};
+use crate::model::{InterfaceIx, Model};
+use crate::packet;
+use crate::policy::{DropReason, Policy};
+
+mod describe;
+pub mod script;
+
+use script::{By, Event, Expected, What};
+
+/// Arguments of `sgwall replay`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+PACKETS is a text file, a line each; # starts a comment:
+  TIME INTERFACE HEX [= EXPECTED]   a packet: seconds since the start, who sends
+                                    it (web-1, fw/eth1, eni-…), its bytes
+  TIME @ FILE                       this lab file takes over, as one saved while
+                                    a lab runs; FILE is looked for beside PACKETS
+EXPECTED is one of
+  delivered to INTERFACE            perhaps with (out by rule|flow|none, in by …)
+  dropped REASON at INTERFACE       such as: dropped no_ingress_rule at db
+  held                              a fragment that waits for its first
+
+Exit code: 0 everything came out as expected, 1 something didn't or a file is
+invalid, 2 wrong usage.
+
+Examples:
+  sgwall replay lab.yaml packets.txt
+  sgwall replay lab.yaml packets.txt --format json | jq '.events[] | select(.met == false)'")]
+pub struct Args {
+    /// The lab file.
+    #[arg(value_name = "LAB", value_hint = ValueHint::FilePath)]
+    lab: PathBuf,
+    /// The list of packets.
+    #[arg(value_name = "PACKETS", value_hint = ValueHint::FilePath)]
+    packets: PathBuf,
+    /// Further files with security groups (repeatable); they stay when another
+    /// lab file takes over.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    rules: Vec<PathBuf>,
+    /// How the answer is written.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Replays and prints.
+///
+/// # Errors
+/// [`CliError::System`] if the answer can't be written.
+pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    let model = match check::load_or_report(&args.lab, &args.rules, args.format) {
+        Ok(loaded) => loaded.model,
+        Err(outcome) => return Ok(outcome),
+    };
+    let beside = args.packets.parent().unwrap_or(Path::new(""));
+    let load = |file: &str| {
+        let lab = beside.join(file);
+        config::load(&lab, &args.rules).map(|loaded| loaded.model)
+    };
+    let events = match script::read(&args.packets, &model, load) {
+        Ok(events) => events,
+        Err(found) => {
+            let files = [args.packets.display().to_string()];
+            check::report(&files, &found, args.format);
+            return Ok(Outcome::No);
+        }
+    };
+    let answer = Replay::new(&model).all(&events);
+    match args.format {
+        Format::Text => print(&text(&args.packets, &answer, Paint::stdout()))?,
+        Format::Json => print_json(&answer)?,
+    }
+    Ok(if answer.as_expected {
+        Outcome::Yes
+    } else {
+        Outcome::No
+    })
+}
+
+/// What became of all packets.
+#[derive(Debug, Serialize)]
+struct Answer {
+    /// Whether every expectation holds.
+    as_expected: bool,
+    packets: usize,
+    delivered: usize,
+    dropped: usize,
+    /// Packets that say what is expected.
+    expectations: usize,
+    /// Of those, how many came out otherwise.
+    unmet: usize,
+    events: Vec<Line>,
+}
+
+/// One line of the list.
+#[derive(Debug, Serialize)]
+struct Line {
+    line: u32,
+    #[serde(serialize_with = "as_seconds")]
+    time: Duration,
+    #[serde(flatten)]
+    what: Happened,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Happened {
+    /// A packet was sent.
+    Packet {
+        from: String,
+        packet: String,
+        #[serde(flatten)]
+        verdict: Verdict,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expected: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        met: Option<bool>,
+    },
+    /// A lab file took over.
+    Change { file: String, generation: u64 },
+}
+
+/// What became of a packet, for people and programs.
+#[derive(Debug, Serialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+enum Verdict {
+    Delivered { to: String, out: Let, r#in: Let },
+    Dropped { reason: DropReason, at: String },
+}
+
+/// What let a packet pass one interface's groups.
+#[derive(Debug, Serialize)]
+struct Let {
+    by: By,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+}
+
+impl From<Option<Admission>> for Let {
+    fn from(admission: Option<Admission>) -> Self {
+        Self {
+            by: match admission {
+                None => By::None,
+                Some(Admission { tracked: true, .. }) => By::Flow,
+                Some(Admission { tracked: false, .. }) => By::Rule,
+            },
+            rule: admission.map(|admission| admission.rule.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    /// As expectations are written.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Delivered { to, out, r#in } => {
+                write!(
+                    f,
+                    "delivered to {to} (out by {}, in by {})",
+                    out.by, r#in.by
+                )
+            }
+            Self::Dropped { reason, at } => write!(f, "dropped {reason} at {at}"),
+        }
+    }
+}
+
+/// A lab without devices, where time is what the list says.
+#[derive(Debug)]
+struct Replay {
+    policy: Policy,
+    datapath: Datapath,
+    /// Interfaces by id; they are the same in every lab file that takes over.
+    interfaces: HashMap<String, InterfaceIx>,
+}
+
+impl Replay {
+    fn new(model: &Model) -> Self {
+        let policy = Policy::compile(model, None);
+        let interfaces = policy
+            .interfaces()
+            .map(|(at, interface)| (interface.id.clone(), at))
+            .collect();
+        Self {
+            policy,
+            datapath: Datapath::new(DEFAULT_CAPACITY),
+            interfaces,
+        }
+    }
+
+    fn all(mut self, events: &[Event]) -> Answer {
+        let events: Vec<Line> = events.iter().map(|event| self.event(event)).collect();
+        let count = |which: fn(&Happened) -> bool| {
+            let happened = events.iter().map(|line| &line.what);
+            happened.filter(|what| which(what)).count()
+        };
+        let unmet = count(|what| {
+            matches!(
+                what,
+                Happened::Packet {
+                    met: Some(false),
+                    ..
+                }
+            )
+        });
+        Answer {
+            as_expected: unmet == 0,
+            packets: count(|what| matches!(what, Happened::Packet { .. })),
+            delivered: count(|what| {
+                matches!(
+                    what,
+                    Happened::Packet {
+                        verdict: Verdict::Delivered { .. },
+                        ..
+                    }
+                )
+            }),
+            dropped: count(|what| {
+                matches!(
+                    what,
+                    Happened::Packet {
+                        verdict: Verdict::Dropped { .. },
+                        ..
+                    }
+                )
+            }),
+            expectations: count(|what| matches!(what, Happened::Packet { met: Some(_), .. })),
+            unmet,
+            events,
+        }
+    }
+
+    fn event(&mut self, event: &Event) -> Line {
+        let what = match &event.what {
+            What::Change { file, model } => {
+                self.policy = Policy::compile(model, Some(&self.policy));
+                Happened::Change {
+                    file: file.clone(),
+                    generation: self.policy.generation(),
+                }
+            }
+            What::Packet {
+                from,
+                bytes,
+                expected,
+            } => self.packet(from, bytes.clone(), expected.as_ref(), event.at.into()),
+        };
+        Line {
+            line: event.line,
+            time: event.at,
+            what,
+        }
+    }
+
+    fn packet(
+        &self,
+        from: &str,
+        mut frame: Vec<u8>,
+        expected: Option<&Expected>,
+        now: Millis,
+    ) -> Happened {
+        // As an appliance does every second: what has expired gives its place
+        // back.
+        self.datapath.flows().sweep(now);
+        let packet = describe::packet(packet::parse(&frame), frame.len());
+        let sender = self.interfaces[from];
+        let verdict = self
+            .datapath
+            .judge(&self.policy, sender, &mut frame, now, &mut Silent);
+        let (out, into) = (Let::from(verdict.egress), Let::from(verdict.ingress));
+        let met = expected.map(|expected| match (expected, verdict.fate) {
+            (Expected::Delivered { to, by }, Fate::Forward { to: arrived, .. }) => {
+                self.is(arrived, to) && by.is_none_or(|by| by == (out.by, into.by))
+            }
+            (
+                Expected::Dropped { reason, at },
+                Fate::Drop {
+                    reason: why,
+                    at: here,
+                },
+            ) => *reason == why && self.is(here, at),
+            _ => false,
+        });
+        let verdict = match verdict.fate {
+            Fate::Forward { to, .. } => Verdict::Delivered {
+                to: self.label(to),
+                out,
+                r#in: into,
+            },
+            Fate::Drop { reason, at } => Verdict::Dropped {
+                reason,
+                at: self.label(at),
+            },
+        };
+        Happened::Packet {
+            from: self.label(sender),
+            packet,
+            verdict,
+            expected: expected.map(|expected| self.expectation(expected)),
+            met,
+        }
+    }
+
+    fn is(&self, at: InterfaceIx, id: &str) -> bool {
+        self.interfaces.get(id) == Some(&at)
+    }
+
+    fn label(&self, at: InterfaceIx) -> String {
+        match self.policy.interface(at) {
+            Some(interface) => interface.label.clone(),
+            None => format!("interface {}", at.ix()),
+        }
+    }
+
+    /// The expectation as it may be written.
+    fn expectation(&self, expected: &Expected) -> String {
+        let label = |id: &str| self.label(self.interfaces[id]);
+        match expected {
+            Expected::Delivered { to, by: None } => format!("delivered to {}", label(to)),
+            Expected::Delivered {
+                to,
+                by: Some((out, into)),
+            } => format!("delivered to {} (out by {out}, in by {into})", label(to)),
+            Expected::Dropped { reason, at } => format!("dropped {reason} at {}", label(at)),
+            Expected::Held => "held".to_owned(),
+        }
+    }
+}
+
+fn text(packets: &Path, answer: &Answer, paint: Paint) -> String {
+    let decimals = answer
+        .events
+        .iter()
+        .map(|line| decimals_of(line.time))
+        .max()
+        .unwrap_or(0);
+    let rows: Vec<Row> = answer
+        .events
+        .iter()
+        .map(|line| Row::of(line, decimals, paint))
+        .collect();
+    let widest = |of: fn(&Row) -> &str| rows.iter().map(|row| of(row).chars().count()).max();
+    let time = widest(|row| &row.time).unwrap_or(0);
+    let who = widest(|row| &row.who).unwrap_or(0);
+    let what = widest(|row| &row.what).unwrap_or(0);
+    let mut out = String::new();
+    for row in &rows {
+        let _ = writeln!(
+            out,
+            "{}  {:>time$}  {}  {}  {}",
+            row.mark,
+            row.time,
+            pad(&row.who, who),
+            pad(&row.what, what),
+            row.outcome
+        );
+    }
+    let _ = writeln!(out, "{}: {}", packets.display(), summary(answer, paint));
+    out
+}
+
+/// What is written of one line.
+struct Row {
+    mark: String,
+    time: String,
+    who: String,
+    what: String,
+    outcome: String,
+}
+
+impl Row {
+    fn of(line: &Line, decimals: usize, paint: Paint) -> Self {
+        let (mark, who, what, outcome) = match &line.what {
+            Happened::Change { file, generation } => (
+                "    ".to_owned(),
+                "@".to_owned(),
+                file.clone(),
+                paint.faint(&format!("takes over as generation {generation}")),
+            ),
+            Happened::Packet {
+                from,
+                packet,
+                verdict,
+                expected,
+                met,
+            } => {
+                let (mark, outcome) = match (met, expected) {
+                    (Some(false), Some(expected)) => (
+                        paint.bad("FAIL"),
+                        format!("{verdict}, {}", paint.bad(&format!("expected {expected}"))),
+                    ),
+                    (Some(true), _) => (paint.good(" ok "), verdict.to_string()),
+                    _ => ("    ".to_owned(), verdict.to_string()),
+                };
+                (mark, from.clone(), packet.clone(), outcome)
+            }
+        };
+        Self {
+            mark,
+            time: seconds(line.time, decimals),
+            who,
+            what,
+            outcome,
+        }
+    }
+}
+
+/// `time` in seconds with so many decimals.
+fn seconds(time: Duration, decimals: usize) -> String {
+    let mut text = format!("{}.{:09}", time.as_secs(), time.subsec_nanos());
+    text.truncate(text.len() - 9 + decimals);
+    text
+}
+
+/// Decimals, by threes, that `time` in seconds needs: at least milliseconds.
+fn decimals_of(time: Duration) -> usize {
+    match time.subsec_nanos() {
+        nanos if nanos % 1_000_000 == 0 => 3,
+        nanos if nanos % 1_000 == 0 => 6,
+        _ => 9,
+    }
+}
+
+fn summary(answer: &Answer, paint: Paint) -> String {
+    let counts = format!(
+        "{}: {} delivered, {} dropped",
+        counted(answer.packets, "packet", "packets"),
+        answer.delivered,
+        answer.dropped
+    );
+    let met = answer.expectations - answer.unmet;
+    match (answer.expectations, answer.unmet) {
+        (0, _) => format!("{counts}; nothing was expected"),
+        (_, 0) => format!(
+            "{counts}; {}",
+            paint.good(&format!("all {met} as expected"))
+        ),
+        (_, unmet) => format!(
+            "{counts}; {met} as expected, {}",
+            paint.bad(&format!("{unmet} not"))
+        ),
+    }
+}
+
+fn as_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
