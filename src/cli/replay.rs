@@ -64,14 +64,15 @@ pub struct Args {
 /// # Errors
 /// [`CliError::System`] if the answer can't be written.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let model = match check::load_or_report(&args.lab, &args.rules, args.format) {
-        Ok(loaded) => loaded.model,
-        Err(outcome) => return Ok(outcome),
-    };
+    let model =
+        match check::load_or_report(&args.lab, &args.rules, check::options(true), args.format) {
+            Ok(loaded) => loaded.model,
+            Err(outcome) => return Ok(outcome),
+        };
     let beside = args.packets.parent().unwrap_or(Path::new(""));
     let load = |file: &str| {
         let lab = beside.join(file);
-        config::load(&lab, &args.rules).map(|loaded| loaded.model)
+        config::load_with(&lab, &args.rules, check::options(true)).map(|loaded| loaded.model)
     };
     let events = match script::read(&args.packets, &model, load) {
         Ok(events) => events,
@@ -140,8 +141,17 @@ enum Happened {
 #[derive(Debug, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 enum Verdict {
-    Delivered { to: String, out: Let, r#in: Let },
-    Dropped { reason: DropReason, at: String },
+    Delivered {
+        to: String,
+        out: Let,
+        r#in: Let,
+    },
+    Dropped {
+        reason: DropReason,
+        at: String,
+    },
+    /// A fragment that waits for its datagram's first.
+    Held,
 }
 
 /// What let a packet pass one interface's groups.
@@ -177,6 +187,7 @@ impl std::fmt::Display for Verdict {
                 )
             }
             Self::Dropped { reason, at } => write!(f, "dropped {reason} at {at}"),
+            Self::Held => f.write_str("held"),
         }
     }
 }
@@ -277,7 +288,7 @@ impl Replay {
     ) -> Happened {
         // As an appliance does every second: what has expired gives its place
         // back.
-        self.datapath.flows().sweep(now);
+        self.datapath.sweep(now);
         let packet = describe::packet(packet::parse(&frame), frame.len());
         let sender = self.interfaces[from];
         let verdict = self
@@ -295,6 +306,7 @@ impl Replay {
                     at: here,
                 },
             ) => *reason == why && self.is(here, at),
+            (Expected::Held, Fate::Hold { .. }) => true,
             _ => false,
         });
         let verdict = match verdict.fate {
@@ -303,6 +315,7 @@ impl Replay {
                 out,
                 r#in: into,
             },
+            Fate::Hold { .. } => Verdict::Held,
             Fate::Drop { reason, at } => Verdict::Dropped {
                 reason,
                 at: self.label(at),
