@@ -272,7 +272,7 @@ impl FlowRef<'_> {
     /// Whether it is a TCP connection that was reset or closed from both sides.
     #[inline]
     pub fn is_closed(&self) -> bool {
-        self.0.state(self.0.key().protocol).is_closed()
+        State::is_closed_in(self.0.key().protocol, self.0.state.load(Ordering::Relaxed))
     }
 
     /// Which way its first packet went.

@@ -247,6 +247,15 @@ impl Recorder for Silent {
 /// Why and where a packet ends.
 type Dropped = (DropReason, InterfaceIx);
 
+/// What was learnt of a packet before any rule was asked.
+#[derive(Debug, Clone, Copy)]
+struct Admitted {
+    /// Who has the destination address.
+    owner: Option<Owner>,
+    /// Whether the source is the sender's own address.
+    source_is_own: bool,
+}
+
 /// By which way a packet is forwarded, and what becomes of it on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Way {
@@ -339,7 +348,7 @@ impl Datapath {
         })?;
 
         // 2. What nothing filters, and who may send at all.
-        let owner = self.admit(policy, from, sender, &packet, recorder)?;
+        let admitted = self.admit(policy, from, sender, &packet, recorder)?;
 
         // 3. The groups and ACLs on both sides, and the way between them. Of a
         // datagram in fragments only the first shows its ports and is judged.
@@ -358,7 +367,7 @@ impl Datapath {
                 policy,
                 from,
                 sender,
-                owner,
+                admitted,
                 frame,
                 &mut packet,
                 now,
@@ -372,7 +381,7 @@ impl Datapath {
             policy,
             from,
             sender,
-            owner,
+            admitted,
             frame,
             &mut packet,
             now,
@@ -414,8 +423,7 @@ impl Datapath {
         }
     }
 
-    /// The checks that come before any rule; gives who has the destination
-    /// address.
+    /// The checks that come before any rule.
     fn admit<R: Recorder>(
         &self,
         policy: &Policy,
@@ -423,7 +431,7 @@ impl Datapath {
         sender: &PolicyInterface,
         packet: &Packet,
         recorder: &mut R,
-    ) -> Result<Option<Owner>, Dropped> {
+    ) -> Result<Admitted, Dropped> {
         let in_vpc = sender.subnet().is_some();
         let unfiltered = |recorder: &mut R, service| {
             recorder.step(Step::Unfiltered { at: from, service });
@@ -433,7 +441,8 @@ impl Datapath {
         if in_vpc && is_dhcp(packet) {
             return unfiltered(recorder, Service::Dhcp);
         }
-        let passed = may_send_as(sender, packet.source);
+        let source_is_own = sender.has(packet.source);
+        let passed = source_is_own || may_forward(sender, packet.source);
         recorder.step(Step::SourceCheck { at: from, passed });
         if !passed {
             return Err((DropReason::SourceCheck, from));
@@ -446,7 +455,10 @@ impl Datapath {
             recorder.step(Step::NotUnicast { at: from });
             return Err((DropReason::NotUnicast, from));
         }
-        Ok(owner)
+        Ok(Admitted {
+            owner,
+            source_is_own,
+        })
     }
 
     /// From the sender's groups to the receiver's. The sender's flow is
@@ -459,7 +471,7 @@ impl Datapath {
         policy: &Policy,
         from: InterfaceIx,
         sender: &PolicyInterface,
-        owner: Option<Owner>,
+        admitted: Admitted,
         frame: &mut [u8],
         packet: &mut Packet,
         now: Millis,
@@ -482,11 +494,15 @@ impl Datapath {
         verdict.egress = self.pass_station(at, packet, frame, recorder)?;
 
         let hop = if inside {
-            policy.directory().inside_subnet(owner)
+            policy.directory().inside_subnet(admitted.owner)
         } else {
-            policy
-                .directory()
-                .route(from, sender, packet.source, packet.destination, owner)
+            policy.directory().route(
+                from,
+                sender,
+                packet.source,
+                packet.destination,
+                admitted.owner,
+            )
         };
         recorder.step(Step::Routed { at: from, hop });
         let hop = hop.map_err(|stranded| (stranded.reason, from))?;
@@ -514,7 +530,6 @@ impl Datapath {
         }
 
         // The receiver's side sees the addresses as the gateway leaves them.
-        let source_is_own = sender.has(packet.source);
         way.translate(frame, packet);
         let at = Station {
             policy,
@@ -522,7 +537,7 @@ impl Datapath {
             at: to,
             direction: Direction::Ingress,
             crosses_boundary: !inside,
-            peer_is_itself: source_is_own,
+            peer_is_itself: admitted.source_is_own,
             now,
         };
         verdict.ingress = self.pass_station(at, packet, frame, recorder)?;
@@ -620,15 +635,12 @@ impl Way {
     }
 }
 
-/// The source check. Addresses that no host has are refused even where the
-/// check is off.
-fn may_send_as(interface: &PolicyInterface, source: IpAddr) -> bool {
+/// Whether the interface may send under an address that is not its own: with
+/// the source check off, and only as what a host may be.
+#[cold]
+fn may_forward(interface: &PolicyInterface, source: IpAddr) -> bool {
     let checked = interface.source_dest_check || matches!(interface.guard, Guard::Outside(_));
-    if checked {
-        interface.has(source)
-    } else {
-        is_unicast(source)
-    }
+    !checked && is_unicast(source)
 }
 
 /// Whether the address is one host's: not multicast, broadcast, loopback or

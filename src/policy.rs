@@ -118,8 +118,9 @@ pub enum Guard {
 pub struct PolicySubnet {
     /// Its name in the lab file.
     pub name: String,
-    /// Its blocks.
-    pub cidrs: Vec<IpNet>,
+    /// Its blocks, each as its first address and its mask.
+    v4: Vec<(u32, u32)>,
+    v6: Vec<(u128, u128)>,
     /// Its network ACL for what enters it.
     pub acl_ingress: Arc<AclTable>,
     /// Its network ACL for what leaves it.
@@ -132,7 +133,16 @@ impl PolicySubnet {
     /// Whether the address lies in it.
     #[inline]
     pub fn holds(&self, address: IpAddr) -> bool {
-        self.cidrs.iter().any(|block| block.contains(&address))
+        match address {
+            IpAddr::V4(address) => {
+                let bits = address.to_bits();
+                self.v4.iter().any(|(first, mask)| bits & mask == *first)
+            }
+            IpAddr::V6(address) => {
+                let bits = address.to_bits();
+                self.v6.iter().any(|(first, mask)| bits & mask == *first)
+            }
+        }
     }
 
     /// Its network ACL for packets that go that way, seen from the subnet.
@@ -469,13 +479,28 @@ fn subnets(model: &Model, slots: &[Option<InterfaceIx>]) -> Vec<Arc<PolicySubnet
             let [acl_ingress, acl_egress] = acls[subnet.network_acl.ix()].clone();
             Arc::new(PolicySubnet {
                 name: subnet.name.clone(),
-                cidrs: subnet.cidrs.clone(),
+                v4: subnet.cidrs.iter().filter_map(v4_block).collect(),
+                v6: subnet.cidrs.iter().filter_map(v6_block).collect(),
                 acl_ingress,
                 acl_egress,
                 routes: Arc::clone(&routes[subnet.route_table.ix()]),
             })
         })
         .collect()
+}
+
+fn v4_block(block: &IpNet) -> Option<(u32, u32)> {
+    match block {
+        IpNet::V4(block) => Some((block.network().to_bits(), block.netmask().to_bits())),
+        IpNet::V6(_) => None,
+    }
+}
+
+fn v6_block(block: &IpNet) -> Option<(u128, u128)> {
+    match block {
+        IpNet::V6(block) => Some((block.network().to_bits(), block.netmask().to_bits())),
+        IpNet::V4(_) => None,
+    }
 }
 
 #[cfg(test)]

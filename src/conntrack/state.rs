@@ -110,6 +110,7 @@ pub(super) struct Exchanges {
 /// one request and response).
 const STREAM: u8 = 2;
 
+const PHASE: u8 = 0x0f;
 const INITIATOR_FINISHED: u8 = 0x10;
 const RESPONDER_FINISHED: u8 = 0x20;
 const INITIATOR_ACKNOWLEDGED: u8 = 0x40;
@@ -195,6 +196,13 @@ impl State {
         }
     }
 
+    /// Whether the state in `bits` is that of a closed connection; without
+    /// taking it apart, as it is asked for every packet.
+    #[inline]
+    pub(super) fn is_closed_in(protocol_number: u8, bits: u8) -> bool {
+        protocol_number == protocol::TCP && bits & PHASE == TcpPhase::Closed as u8
+    }
+
     /// Whether it is a TCP connection that was reset or closed from both sides.
     pub(super) fn is_closed(self) -> bool {
         matches!(self, Self::Tcp(TcpPhase::Closed, _))
@@ -222,7 +230,7 @@ impl State {
     pub(super) fn from_bits(protocol_number: u8, bits: u8) -> Self {
         match protocol_number {
             protocol::TCP => {
-                let phase = match bits & 0x0f {
+                let phase = match bits & PHASE {
                     0 => TcpPhase::SynSent,
                     1 => TcpPhase::SynReceived,
                     2 => TcpPhase::Established,
