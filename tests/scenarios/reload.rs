@@ -193,7 +193,7 @@ fn still_talk(one: &TcpStream, other: &TcpStream) {
 /// The lab file without its groups, and the groups.
 fn split(text: &str) -> (String, String) {
     let start = text.find("security_groups:").unwrap();
-    let end = text.find("\nentities:").unwrap();
+    let end = text.find("\nnetwork_acls:").unwrap();
     let lab = format!("{}{}", &text[..start], &text[end..]);
     (lab, text[start..end].to_owned())
 }
