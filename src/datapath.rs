@@ -231,6 +231,10 @@ pub enum Step<'p> {
 /// Writes down the road of a packet. The engine's is [`Silent`], which the
 /// compiler removes.
 pub trait Recorder {
+    /// Whether it takes note of nothing, so that steps whose outcome is known
+    /// may be left out.
+    const SILENT: bool = false;
+
     /// Takes note of a step.
     fn step(&mut self, step: Step<'_>);
 }
@@ -240,6 +244,8 @@ pub trait Recorder {
 pub struct Silent;
 
 impl Recorder for Silent {
+    const SILENT: bool = true;
+
     #[inline]
     fn step(&mut self, _: Step<'_>) {}
 }
@@ -340,22 +346,24 @@ impl Datapath {
             .ok_or((DropReason::UnknownInterface, from))?;
 
         // 1. Headers.
-        let parsed = packet::parse(frame);
+        let mut parsed = packet::parse(frame);
         recorder.step(Step::Parsed(parsed.as_ref().map_err(|error| *error)));
-        let mut packet = parsed.map_err(|error| match error {
-            ParseError::Malformed => (DropReason::Malformed, from),
-            ParseError::TinyFragment => (DropReason::TinyFragment, from),
-        })?;
+        // Used where it lies: moving it would cost as much as reading it did.
+        let packet = match &mut parsed {
+            Ok(packet) => packet,
+            Err(ParseError::Malformed) => return Err((DropReason::Malformed, from)),
+            Err(ParseError::TinyFragment) => return Err((DropReason::TinyFragment, from)),
+        };
 
         // 2. What nothing filters, and who may send at all.
-        let admitted = self.admit(policy, from, sender, &packet, recorder)?;
+        let admitted = self.admit(policy, from, sender, packet, recorder)?;
 
         // 3. The groups and ACLs on both sides, and the way between them. Of a
         // datagram in fragments only the first shows its ports and is judged.
         if let Some(part) = packet.fragment {
-            let key = DatagramKey::new(from, &packet, part);
+            let key = DatagramKey::new(from, packet, part);
             if part.offset > 0 {
-                return self.follow_first(key, part, frame, &mut packet, now, verdict);
+                return self.follow_first(key, part, frame, packet, now, verdict);
             }
             self.fragments
                 .admit_first(key, part, now)
@@ -364,37 +372,18 @@ impl Datapath {
                     (refused.reason, from)
                 })?;
             let way = self.pass(
-                policy,
-                from,
-                sender,
-                admitted,
-                frame,
-                &mut packet,
-                now,
-                recorder,
-                verdict,
+                policy, from, sender, admitted, frame, packet, now, recorder, verdict,
             );
             verdict.released = self.fragments.decide(key, way);
-            return way.map(|way| way.fate(&packet));
+            return way.map(|way| way.fate(packet));
         }
         let way = self.pass(
-            policy,
-            from,
-            sender,
-            admitted,
-            frame,
-            &mut packet,
-            now,
-            recorder,
-            verdict,
+            policy, from, sender, admitted, frame, packet, now, recorder, verdict,
         )?;
 
         // 4. Delivery. The VPC's router is invisible: it leaves the TTL alone.
-        recorder.step(Step::Delivered {
-            at: way.to,
-            packet: &packet,
-        });
-        Ok(way.fate(&packet))
+        recorder.step(Step::Delivered { at: way.to, packet });
+        Ok(way.fate(packet))
     }
 
     /// A fragment other than the first: it shares the first one's fate, or waits

@@ -254,8 +254,12 @@ impl Station<'_> {
             return Ok(());
         };
         let acl = subnet.acl(self.direction);
-        let generation = self.policy.generation();
+        // The default ACL allows everything, which is sooner seen than noted.
         let v4 = packet.source.is_ipv4();
+        if R::SILENT && acl.allows_all(v4) {
+            return Ok(());
+        }
+        let generation = self.policy.generation();
         let passed = |flow: &&FlowRef<'_>| flow.passed(Judged::Acl, self.direction, generation);
         if flow.filter(passed).is_some() {
             return Ok(());
@@ -276,10 +280,7 @@ impl Station<'_> {
         if !decision.allowed {
             return Err((refusal, self.at));
         }
-        // The default ACL's first entry is found sooner than a note is written.
-        if let Some(flow) = flow
-            && !acl.allows_all(v4)
-        {
+        if let Some(flow) = flow {
             flow.set_passed(Judged::Acl, self.direction, generation);
         }
         Ok(())
