@@ -32,7 +32,11 @@ mod reload;
 mod robustness;
 #[path = "scenarios/support.rs"]
 mod support;
+#[path = "scenarios/talk.rs"]
+mod talk;
 #[path = "scenarios/three_tier.rs"]
 mod three_tier;
+#[path = "scenarios/tracking.rs"]
+mod tracking;
 #[path = "scenarios/unproven.rs"]
 mod unproven;

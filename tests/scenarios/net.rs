@@ -18,6 +18,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 /// How long a packet that should not arrive is waited for.
 pub const SILENCE: Duration = Duration::from_secs(2);
+/// The same where a counter tells of it too.
+pub const MOMENT: Duration = Duration::from_millis(600);
 
 /// What became of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
