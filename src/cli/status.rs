@@ -81,7 +81,12 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     out.push('\n');
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header([
+    // Few labs limit what an entity may track.
+    let limited = status
+        .interfaces
+        .iter()
+        .any(|interface| interface.conntrack_allowance.is_some());
+    let mut header = vec![
         "INTERFACE",
         "KIND",
         "ADDRESS",
@@ -89,10 +94,12 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
         "PROOF",
         "IN",
         "OUT",
-        "DROPS",
-    ]);
+    ];
+    header.extend(limited.then_some("ALLOWANCE"));
+    header.push("DROPS");
+    table.set_header(header);
     for interface in &status.interfaces {
-        table.add_row(row(interface));
+        table.add_row(row(interface, limited));
     }
     for column in [5, 6] {
         if let Some(column) = table.column_mut(column) {
@@ -105,14 +112,15 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     out
 }
 
-fn row(interface: &InterfaceStatus) -> [String; 8] {
+/// `limited`: whether there is a column for the allowance.
+fn row(interface: &InterfaceStatus, limited: bool) -> Vec<String> {
     let amount = |packets: u64, bytes: u64| format!("{packets} ({})", for_people_bytes(bytes));
     let drops: Vec<String> = interface
         .drops
         .iter()
         .map(|(reason, count)| format!("{reason} {count}"))
         .collect();
-    [
+    let mut row = vec![
         interface.name.clone(),
         interface.kind.clone(),
         interface.addresses.join(" "),
@@ -123,12 +131,25 @@ fn row(interface: &InterfaceStatus) -> [String; 8] {
         },
         amount(interface.packets_in, interface.bytes_in),
         amount(interface.packets_out, interface.bytes_out),
-        if drops.is_empty() {
-            "-".to_owned()
-        } else {
-            drops.join(", ")
-        },
-    ]
+    ];
+    row.extend(limited.then(|| allowance(interface)));
+    row.push(if drops.is_empty() {
+        "-".to_owned()
+    } else {
+        drops.join(", ")
+    });
+    row
+}
+
+/// How much is left of the connection allowance.
+fn allowance(interface: &InterfaceStatus) -> String {
+    match (
+        interface.conntrack_allowance_available,
+        interface.conntrack_allowance,
+    ) {
+        (Some(available), Some(limit)) => format!("{available} of {limit} left"),
+        _ => "-".to_owned(),
+    }
 }
 
 fn for_people(duration: Duration) -> String {

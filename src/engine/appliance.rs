@@ -160,6 +160,10 @@ impl Appliance {
                     bytes_in: traffic.bytes_in,
                     packets_out: traffic.packets_out,
                     bytes_out: traffic.bytes_out,
+                    conntrack_allowance_available: interface
+                        .allowance
+                        .map(|allowance| self.engine.flows().available(allowance)),
+                    conntrack_allowance: interface.allowance.map(|allowance| allowance.limit),
                     drops: traffic
                         .drops_by_reason()
                         .map(|(reason, count)| (reason.as_str().to_owned(), count))

@@ -73,6 +73,13 @@ pub struct InterfaceStatus {
     pub packets_out: u64,
     /// Bytes from it that were delivered.
     pub bytes_out: u64,
+    /// How many more flows its entity may track, on all its interfaces together;
+    /// `None` where nothing limits that (aws-semantics §3.6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conntrack_allowance_available: Option<u32>,
+    /// How many that are at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conntrack_allowance: Option<u32>,
     /// Packets dropped at it, by reason.
     pub drops: BTreeMap<String, u64>,
 }
