@@ -14,6 +14,10 @@
     reason = "tests report by printing and fail by panicking"
 )]
 
+#[path = "scenarios/allowance.rs"]
+mod allowance;
+#[path = "scenarios/appliance.rs"]
+mod appliance;
 #[path = "scenarios/large.rs"]
 mod large;
 #[path = "scenarios/lifecycle.rs"]
@@ -40,3 +44,5 @@ mod three_tier;
 mod tracking;
 #[path = "scenarios/unproven.rs"]
 mod unproven;
+#[path = "scenarios/wire.rs"]
+mod wire;

@@ -147,6 +147,11 @@ impl Pinger {
         })
     }
 
+    /// Its socket, for options.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
     /// Asks again and again until a reply comes.
     pub fn ping(&self, patience: Duration) -> std::io::Result<()> {
         let mut sequence = 0;
