@@ -22,6 +22,8 @@ mod appliance;
 mod large;
 #[path = "scenarios/lifecycle.rs"]
 mod lifecycle;
+#[path = "scenarios/mtu.rs"]
+mod mtu;
 #[path = "scenarios/net.rs"]
 mod net;
 #[path = "scenarios/ordinary_user.rs"]
