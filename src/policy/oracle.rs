@@ -185,6 +185,10 @@ impl Oracle {
         if packet.source.is_ipv4() != packet.destination.is_ipv4() {
             return Err(DropReason::Malformed);
         }
+        // Nor is a part of a datagram that cannot be.
+        if packet.fragment.is_some_and(|part| !part.is_possible()) {
+            return Err(DropReason::Malformed);
+        }
         // Without a whole transport header nobody can say where it belongs
         // (RFC 1858, RFC 7112).
         if matches!(packet.payload, Payload::Headless(_)) && !packet.is_later_fragment() {

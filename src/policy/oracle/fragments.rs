@@ -24,6 +24,16 @@ const WAITING_BYTES: usize = 256 * 1024;
 /// Longest datagram without its header.
 const LONGEST: u32 = 65_535;
 
+impl Fragment {
+    /// Whether there can be a datagram that it is a part of.
+    pub(super) fn is_possible(&self) -> bool {
+        // Offsets are counted in units of 8 bytes, so only the last part may
+        // end elsewhere (RFC 791, RFC 8200 §4.5).
+        let whole_units = self.length.is_multiple_of(8);
+        self.length > 0 && (whole_units || !self.more) && self.end() <= LONGEST
+    }
+}
+
 /// What makes two fragments parts of the same datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Name {
@@ -63,14 +73,7 @@ impl Oracle {
         let from = packet.from;
         let refuse = |reason| Judgement::Dropped { reason, at: from };
 
-        // 1. Whether it can be a fragment at all.
-        let whole_units = fragment.length.is_multiple_of(8);
-        if fragment.length == 0 || (fragment.more && !whole_units) || fragment.end() > LONGEST {
-            outcome.judgement = refuse(DropReason::Malformed);
-            return;
-        }
-
-        // 2. Whether it fits to what was seen of its datagram. One that
+        // 1. Whether it fits to what was seen of its datagram. One that
         //    doesn't makes the datagram worthless (RFC 5722 §4).
         let name = Name {
             from,
@@ -91,7 +94,7 @@ impl Oracle {
             }
         }
 
-        // 3. Whether there is room: nothing is evicted, and what finds no room
+        // 2. Whether there is room: nothing is evicted, and what finds no room
         //    leaves no trace.
         let is_first = fragment.offset == 0;
         if known.is_none() && !self.has_room_for_datagram(from)
@@ -107,7 +110,7 @@ impl Oracle {
         self.datagrams[position].note(fragment);
 
         if is_first {
-            // 4. The first fragment walks the whole road, as a packet does, and
+            // 3. The first fragment walks the whole road, as a packet does, and
             //    those that waited for it follow in the order they came.
             let fate = self.judge_whole(packet, now, outcome);
             let datagram = &mut self.datagrams[position];
@@ -116,15 +119,15 @@ impl Oracle {
                 outcome.released.push((waited, follow(&waited, fate)));
             }
         } else if let Some(fate) = self.datagrams[position].fate {
-            // 5. A later one follows the first …
+            // 4. A later one follows the first …
             outcome.judgement = follow(packet, fate);
         } else {
-            // 6. … or waits for it.
+            // 5. … or waits for it.
             self.datagrams[position].waiting.push(*packet);
             outcome.judgement = Judgement::Held { at: from };
         }
 
-        // 7. A datagram that is complete is forgotten, and its id is free.
+        // 6. A datagram that is complete is forgotten, and its id is free.
         if self.datagrams[position].is_complete() {
             self.datagrams.remove(position);
         }

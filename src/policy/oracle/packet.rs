@@ -130,7 +130,7 @@ pub enum Payload {
 impl Payload {
     /// What tells the conversation apart that the packet is a part of; `None`
     /// for what is part of none.
-    pub(super) fn speech(self) -> Option<Speech> {
+    pub fn speech(self) -> Option<Speech> {
         match self {
             Self::Tcp {
                 source_port,

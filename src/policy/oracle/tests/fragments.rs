@@ -189,6 +189,14 @@ fn what_cannot_be_a_fragment_is_malformed() {
             "{impossible}"
         );
     }
+    // That comes first, whoever claims to send it.
+    let mut impossible = part(a, 1, 0, 15, true);
+    impossible.payload = Payload::Headless(6);
+    impossible.source = ip("10.0.1.99");
+    assert_eq!(
+        oracle.verdict(&impossible, at(0)),
+        dropped(DropReason::Malformed, a)
+    );
     assert_eq!(
         oracle.verdict(&part(a, 1, 65_528, 7, false), at(0)),
         Judgement::Held { at: a }
