@@ -1,115 +1,91 @@
 //! Random policies and packet sequences, judged by an engine and by the oracle
-//! alike, across waits and rule changes.
+//! alike, across waits and changes of the rules.
 //!
 //! `SGWALL_CASES=100000 cargo test --test properties` looks longer than the
-//! 10,000 cases that are tried by default. The seeds of failures are kept in
-//! `tests/regressions/` and tried first from then on.
+//! 10,000 cases that are tried by default. A failure leaves a lab file and a
+//! list of packets behind, and says how to replay them; those worth keeping
+//! stand in `tests/regressions/` and are tried first from then on.
 
-use std::time::Duration;
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
+use sgwall::config::{self, Options, Quotas};
 
-use proptest::test_runner::{Config, FileFailurePersistence, RngSeed};
-use sgwall::conntrack::Millis;
-use sgwall::datapath::{self, Datapath, Fate, Silent};
-use sgwall::model::Model;
-use sgwall::policy::Policy;
-use sgwall::policy::oracle::{Admission, Judgement, Packet};
+use self::harness::{Failed, Tally, check};
+use self::read_back::ReadBack;
+use self::under_test::UnderTest;
 
-use self::harness::Engine;
-
+#[path = "oracle/bends.rs"]
+mod bends;
 #[path = "oracle/broken.rs"]
 mod broken;
+#[path = "oracle/datagrams.rs"]
+mod datagrams;
+#[path = "oracle/decode.rs"]
+mod decode;
+#[path = "oracle/disguises.rs"]
+mod disguises;
 #[path = "oracle/harness.rs"]
 mod harness;
 #[path = "oracle/models.rs"]
 mod models;
+#[path = "oracle/read_back.rs"]
+mod read_back;
+#[path = "oracle/regressions.rs"]
+mod regressions;
+#[path = "oracle/render.rs"]
+mod render;
+#[path = "oracle/rules.rs"]
+mod rules;
+#[path = "oracle/story.rs"]
+mod story;
+#[path = "oracle/talk.rs"]
+mod talk;
 #[path = "oracle/traffic.rs"]
 mod traffic;
+#[path = "oracle/under_test.rs"]
+mod under_test;
 #[path = "oracle/wire.rs"]
 mod wire;
 
-/// The compiled policy and the data path, fed with real bytes. What the
-/// receiver gets is read back by `wire::decode`, which checks every checksum
-/// that translation has to mend.
-struct UnderTest {
-    policy: Policy,
-    datapath: Datapath,
-}
-
-impl UnderTest {
-    fn make(model: &Model) -> Box<dyn Engine> {
-        Box::new(Self {
-            policy: Policy::compile(model, None),
-            datapath: Datapath::new(1 << 20),
-        })
-    }
-}
-
-impl Engine for UnderTest {
-    fn replace_model(&mut self, model: &Model) {
-        self.policy = Policy::compile(model, Some(&self.policy));
-    }
-
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        let mut bytes = wire::encode(packet);
-        let verdict = self.datapath.judge(
-            &self.policy,
-            packet.from,
-            &mut bytes,
-            Millis::from(now),
-            &mut Silent,
-        );
-        let admission = |admission: datapath::Admission| {
-            if admission.tracked {
-                Admission::Flow
-            } else {
-                Admission::Rule(admission.rule)
-            }
-        };
-        match verdict.fate {
-            Fate::Drop { reason, at } => Judgement::Dropped { reason, at },
-            Fate::Hold { .. } => unreachable!("no fragments are sent"),
-            Fate::Forward { to, length, .. } => {
-                let arrived = wire::decode(packet.from, &bytes[..length])
-                    .expect("what is forwarded is a whole packet with right checksums");
-                Judgement::Delivered {
-                    to,
-                    source: arrived.source,
-                    destination: arrived.destination,
-                    egress: verdict.egress.map(admission),
-                    ingress: verdict.ingress.map(admission),
-                }
-            }
-        }
+#[test]
+fn engine_and_oracle_agree_on_every_packet() {
+    let config = Config {
+        cases: cases(),
+        failure_persistence: None,
+        ..Config::default()
+    };
+    if let Err(failed) = check(config, traffic::case(), UnderTest::make) {
+        panic!("{}", story::tell(&failed));
     }
 }
 
 #[test]
-fn engine_and_oracle_agree_on_every_packet() {
-    let cases = match std::env::var("SGWALL_CASES") {
-        Ok(text) => text.parse().expect("SGWALL_CASES is a number"),
-        Err(_) => 10_000,
-    };
+fn engine_and_oracle_agree_on_floods_of_fragments() {
     let config = Config {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/regressions/properties.txt"
-        )))),
-        source_file: Some(file!()),
+        cases: cases() / 100,
+        failure_persistence: None,
         ..Config::default()
     };
-    if let Err(story) = harness::check(config, UnderTest::make) {
-        panic!("{story}");
-    }
+    let tally = match check(config, traffic::flooded_case(), UnderTest::make) {
+        Ok(tally) => tally,
+        Err(failed) => panic!("{}", story::tell(&failed)),
+    };
+    assert_often(&tally, &["dropped fragment_table_full"]);
+}
+
+#[test]
+fn both_come_to_what_kept_cases_expect() {
+    let failures = regressions::replay_all();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]
 fn broken_engines_are_caught() {
     let mut escaped = Vec::new();
     for (fault, make) in broken::all() {
-        match harness::check(unpersisted(3000), make) {
+        match check(same_cases(3000), traffic::case(), make) {
+            Err(Failed::Parted(_)) => {}
             // A fault that makes the engine panic would prove nothing.
-            Err(story) => assert!(story.contains(harness::PART), "{fault}: {story}"),
+            Err(Failed::Otherwise(why)) => panic!("{fault}: {why}"),
             Ok(_) => escaped.push(fault),
         }
     }
@@ -118,48 +94,103 @@ fn broken_engines_are_caught() {
 
 #[test]
 fn random_cases_reach_every_decision() {
-    let tally = harness::check(unpersisted(1000), UnderTest::make).expect("agreement");
-    let mut rare = Vec::new();
-    for decision in [
-        "dropped source_check",
-        "dropped not_unicast",
-        "dropped no_egress_rule",
-        "dropped no_route",
-        "dropped no_public_address",
-        "dropped unknown_destination",
-        "dropped too_big",
-        "dropped no_ingress_rule",
-        "delivered ipv4 tcp",
-        "delivered ipv4 udp",
-        "delivered ipv4 echo",
-        "delivered ipv4 icmp",
-        "delivered ipv4 other",
-        "delivered ipv6 tcp",
-        "delivered ipv6 udp",
-        "delivered ipv6 echo",
-        "delivered ipv6 icmp",
-        "delivered ipv6 other",
-        "admitted out by rule, in by rule",
-        "admitted out by rule, in by flow",
-        "admitted out by flow, in by rule",
-        "admitted out by flow, in by flow",
-        "admitted out by rule, in by none",
-        "admitted out by flow, in by none",
-        "admitted out by none, in by rule",
-        "admitted out by none, in by flow",
-        "translated at the source",
-        "translated at the destination",
-        "translated at both ends",
-    ] {
-        if tally.get(decision).is_none_or(|times| *times < 20) {
-            rare.push(decision);
-        }
-    }
-    assert!(rare.is_empty(), "hardly ever: {rare:?} in {tally:#?}");
+    let tally = match check(same_cases(1000), traffic::case(), ReadBack::make) {
+        Ok(tally) => tally,
+        Err(failed) => panic!("{}", story::tell(&failed)),
+    };
+    assert_often(
+        &tally,
+        &[
+            "dropped malformed",
+            "dropped tiny_fragment",
+            "dropped overlapping_fragment",
+            "dropped source_check",
+            "dropped not_unicast",
+            "dropped no_service",
+            "dropped no_egress_rule",
+            "dropped connection_closed",
+            "dropped flow_table_full",
+            "dropped conntrack_allowance_exceeded",
+            "dropped network_acl_egress",
+            "dropped no_route",
+            "dropped blackhole",
+            "dropped no_public_address",
+            "dropped unknown_destination",
+            "dropped too_big",
+            "dropped network_acl_ingress",
+            "dropped no_ingress_rule",
+            "dropped destination_check",
+            "delivered ipv4 tcp",
+            "delivered ipv4 udp",
+            "delivered ipv4 query",
+            "delivered ipv4 icmp",
+            "delivered ipv4 other",
+            "delivered ipv6 tcp",
+            "delivered ipv6 udp",
+            "delivered ipv6 query",
+            "delivered ipv6 icmp",
+            "delivered ipv6 other",
+            "admitted out by rule, in by rule",
+            "admitted out by rule, in by flow",
+            "admitted out by flow, in by rule",
+            "admitted out by flow, in by flow",
+            "admitted out by rule, in by none",
+            "admitted out by flow, in by none",
+            "admitted out by none, in by rule",
+            "admitted out by none, in by flow",
+            "goes on by rule",
+            "cut in the middle",
+            "related",
+            "translated at the source",
+            "translated at the destination",
+            "translated at both ends",
+            "split",
+            "answered",
+            "answer dropped network_acl_ingress",
+            "answer dropped no_ingress_rule",
+            "held",
+            "delivered later fragment",
+            "released delivered",
+            "released dropped",
+            "lost",
+            "orphans",
+        ],
+    );
 }
 
-/// The same cases every time, nothing written, no time spent on shrinking.
-fn unpersisted(cases: u32) -> Config {
+#[test]
+fn a_lab_file_says_all_of_a_random_model() {
+    let read = |text: &str| {
+        let options = Options {
+            quotas: Quotas::Warn,
+        };
+        config::load_sources_with(&[("lab.yaml", text)], options)
+    };
+    let result = TestRunner::new(same_cases(500)).run(&models::blueprint(), |blueprint| {
+        let model = blueprint.build();
+        let text = render::render(&model);
+        let loaded = read(&text).map_err(|why| TestCaseError::fail(format!("{why}\n{text}")))?;
+        proptest::prop_assert_eq!(
+            render::without_places(loaded.model),
+            render::without_places(model)
+        );
+        Ok(())
+    });
+    if let Err(failed) = result {
+        panic!("{failed}");
+    }
+}
+
+/// How many cases to look at.
+fn cases() -> u32 {
+    match std::env::var("SGWALL_CASES") {
+        Ok(text) => text.parse().expect("SGWALL_CASES is a number"),
+        Err(_) => 10_000,
+    }
+}
+
+/// The same cases every time, no time spent on shrinking.
+fn same_cases(cases: u32) -> Config {
     Config {
         cases,
         failure_persistence: None,
@@ -167,4 +198,13 @@ fn unpersisted(cases: u32) -> Config {
         rng_seed: RngSeed::Fixed(1),
         ..Config::default()
     }
+}
+
+#[track_caller]
+fn assert_often(tally: &Tally, wanted: &[&str]) {
+    let rare: Vec<&&str> = wanted
+        .iter()
+        .filter(|what| tally.get(**what).is_none_or(|times| *times < 20))
+        .collect();
+    assert!(rare.is_empty(), "hardly ever: {rare:?} in {tally:#?}");
 }

@@ -1,434 +1,325 @@
 //! Engines that are wrong on purpose, each in one way that has been got wrong
-//! before by somebody. A property that lets one of them pass proves nothing.
+//! before by somebody, or may well be. A property that lets one of them pass
+//! proves nothing.
 //!
-//! Each is the oracle in disguise: fed a bent model, a bent packet or a bent
-//! clock, or with its judgement bent afterwards.
+//! Each is the oracle in disguise (`disguises.rs`): fed a bent model
+//! (`bends.rs`), a bent packet or a bent clock, or with its judgement bent
+//! afterwards.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
-use std::time::Duration;
-
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use sgwall::model::{
-    Attachment, IcmpMatch, Model, Peer, PortRange, PrefixListIx, RuleId, SecurityGroup,
-    SecurityGroupRule, Traffic,
-};
+use sgwall::model::Traffic;
 use sgwall::policy::DropReason;
-use sgwall::policy::oracle::{Admission, Judgement, Oracle, Packet, Payload, TcpFlags};
+use sgwall::policy::oracle::{Judgement, Outcome, Packet, Payload, TcpFlags};
 
-use crate::harness::{Engine, Maker};
+use crate::bends;
+use crate::disguises::{
+    Deaf, Eager, Forgetful, Forgiving, OneTable, Overlapping, Stingy, Strays, Timeless, after,
+    bent, disguised, shadowed, with_tcp,
+};
+use crate::harness::Maker;
 
 /// Every broken engine with the name of what is wrong with it.
 pub fn all() -> Vec<(&'static str, Maker)> {
     vec![
-        ("port ranges end one early", |m| bent(m, ports_end_early)),
-        ("port ranges begin one early", |m| {
-            bent(m, ports_begin_early)
+        // Rules and groups.
+        ("port ranges end one early", |m, n| {
+            bent(m, n, bends::ports_end_early)
         }),
-        ("ingress rules are ignored", |m| bent(m, ingress_open)),
-        ("only the first group counts", |m| bent(m, first_group_only)),
-        ("groups in the wrong order", |m| bent(m, groups_reversed)),
-        ("groups cover public addresses", |m| {
-            bent(m, groups_cover_public)
+        ("port ranges begin one early", |m, n| {
+            bent(m, n, bends::ports_begin_early)
         }),
-        ("groups never cover their own members", |m| {
-            bent(m, no_self_reference)
+        ("ingress rules are ignored", |m, n| {
+            bent(m, n, bends::ingress_open)
         }),
-        ("only the first prefix list entry counts", |m| {
-            bent(m, first_entry_only)
+        ("only the first group counts", |m, n| {
+            bent(m, n, bends::first_group_only)
         }),
-        ("/31 blocks match as /32", |m| bent(m, pairs_as_hosts)),
-        ("ICMP codes are ignored", |m| bent(m, codes_ignored)),
-        ("the source check is never off", |m| {
-            bent(m, check_always_on)
+        ("groups in the wrong order", |m, n| {
+            bent(m, n, bends::groups_reversed)
         }),
-        ("MTU off by one", |m| bent(m, mtu_one_more)),
-        ("established connections last 1 ms too long", |m| {
-            bent(m, established_longer)
+        ("groups cover public addresses", |m, n| {
+            bent(m, n, bends::groups_cover_public)
         }),
-        ("UDP streams last 1 ms too long", |m| bent(m, stream_longer)),
-        ("secondary addresses are forgotten", |m| {
-            bent(m, primary_only)
+        ("groups never cover their own members", |m, n| {
+            bent(m, n, bends::no_self_reference)
         }),
-        ("every packet is mid-stream TCP", |m| {
-            disguised(m, without_flags)
+        ("secondary addresses are forgotten", |m, n| {
+            bent(m, n, bends::primary_only)
         }),
-        ("a reset does not close", |m| disguised(m, without_reset)),
-        ("FIN does not close", |m| disguised(m, without_fin)),
-        ("echo identifiers are ignored", |m| {
-            disguised(m, without_echo_id)
+        ("group membership passes through appliances", |m, n| {
+            bent(m, n, bends::membership_by_address)
         }),
-        ("no address translation", |m| {
-            Box::new(NoTranslation(oracle(m)))
+        ("only the first prefix list entry counts", |m, n| {
+            bent(m, n, bends::first_entry_only)
         }),
-        ("one flow table for everybody", |m| {
-            Box::new(OneTable {
-                oracle: oracle(m),
-                passed: HashSet::new(),
+        ("/31 blocks match as /32", |m, n| {
+            bent(m, n, bends::pairs_as_hosts)
+        }),
+        ("ICMP codes are ignored", |m, n| {
+            bent(m, n, bends::codes_ignored)
+        }),
+        // Network ACLs.
+        ("network ACLs from the highest number down", |m, n| {
+            bent(m, n, bends::acls_reversed)
+        }),
+        ("network ACLs allow what no entry covers", |m, n| {
+            bent(m, n, bends::acls_allow_rest)
+        }),
+        ("network ACLs deny only", |m, n| {
+            bent(m, n, bends::acls_deny_all)
+        }),
+        ("network ACLs and routes inside a subnet", |m, n| {
+            bent(m, n, bends::routers_inside_subnets)
+        }),
+        ("network ACLs let known flows pass", |m, n| {
+            Forgiving::make(m, n)
+        }),
+        ("every subnet has the VPC's own network ACL", |m, n| {
+            bent(m, n, bends::default_acl_only)
+        }),
+        // Routes, checks and sizes.
+        ("the first route that covers is taken", |m, n| {
+            bent(m, n, bends::first_route_wins)
+        }),
+        ("blackholes are no routes", |m, n| {
+            bent(m, n, bends::no_blackholes)
+        }),
+        ("local routes can't be replaced", |m, n| {
+            bent(m, n, bends::local_stays)
+        }),
+        ("every subnet has the main route table", |m, n| {
+            bent(m, n, bends::main_table_only)
+        }),
+        ("the source check is never off", |m, n| {
+            bent(m, n, bends::check_always_on)
+        }),
+        ("the destination check is never made", |m, n| {
+            after(m, n, no_destination_check)
+        }),
+        ("no address translation", |m, n| after(m, n, untranslated)),
+        ("MTU off by one", |m, n| bent(m, n, bends::mtu_one_more)),
+        ("DF is ignored", |m, n| {
+            disguised(m, n, |packet| packet.dont_fragment = false)
+        }),
+        ("what is too long is dropped, DF or no DF", |m, n| {
+            disguised(m, n, |packet| packet.dont_fragment = true)
+        }),
+        ("the router does not answer", |m, n| {
+            after(m, n, |_, outcome| outcome.answer = None)
+        }),
+        ("the router's answers pass every guard", |m, n| {
+            after(m, n, |_, outcome| {
+                outcome.answer.iter_mut().for_each(|a| a.refused = None);
             })
         }),
-        ("a rule change forgets flows", |m| {
-            Box::new(Forgetful(oracle(m)))
+        // Services.
+        ("services are dropped by rules", |m, n| {
+            after(m, n, services_filtered)
         }),
-        ("a rule change is ignored", |m| Box::new(Deaf(oracle(m)))),
-        ("flows never expire", |m| Box::new(Timeless(oracle(m)))),
+        ("DHCP is like other UDP", |m, n| {
+            disguised(m, n, without_dhcp)
+        }),
+        // Tracked and untracked.
+        ("every flow is tracked", |m, n| {
+            bent(m, n, bends::balancers_only)
+        }),
+        ("network load balancers are like others", |m, n| {
+            bent(m, n, bends::no_network_balancers)
+        }),
+        ("a revoked rule cuts nothing", |m, n| {
+            shadowed(m, n, bends::balancers_only, |_, seen, shadow| {
+                let refused = [DropReason::NoEgressRule, DropReason::NoIngressRule];
+                let cut = matches!(seen.judgement,
+                    Judgement::Dropped { reason, .. } if refused.contains(&reason));
+                cut && matches!(shadow.judgement, Judgement::Delivered { .. })
+            })
+        }),
+        ("one port back is enough to be untracked", |m, n| {
+            Eager::make(m, n, |_, _| true)
+        }),
+        ("one family is enough to be untracked", |m, n| {
+            Eager::make(m, n, |rule, traffic| {
+                rule == Traffic::All || rule == traffic
+            })
+        }),
+        ("errors about untracked flows are related", |m, n| {
+            shadowed(m, n, bends::balancers_only, |packet, _, _| {
+                matches!(packet.payload, Payload::Icmp { .. })
+            })
+        }),
+        ("ICMP errors are always related", |m, n| {
+            bent(m, n, bends::always_related)
+        }),
+        ("ICMP errors are never related", |m, n| {
+            bent(m, n, bends::never_related)
+        }),
+        ("one flow table for everybody", |m, n| OneTable::make(m, n)),
+        ("a rule change forgets flows", |m, n| Forgetful::make(m, n)),
+        ("a rule change is ignored", |m, n| Deaf::make(m, n)),
+        // The life of a flow.
+        ("flows never expire", |m, n| Timeless::make(m, n)),
+        ("established connections last 1 ms too long", |m, n| {
+            bent(m, n, bends::established_longer)
+        }),
+        ("UDP streams last 1 ms too long", |m, n| {
+            bent(m, n, bends::stream_longer)
+        }),
+        ("every packet is mid-stream TCP", |m, n| {
+            disguised(m, n, |packet| {
+                with_tcp(packet, |flags| *flags = TcpFlags::default())
+            })
+        }),
+        ("a reset does not close", |m, n| {
+            disguised(m, n, |packet| with_tcp(packet, |flags| flags.rst = false))
+        }),
+        ("FIN does not close", |m, n| {
+            disguised(m, n, |packet| with_tcp(packet, |flags| flags.fin = false))
+        }),
+        ("the first FIN closes", |m, n| {
+            disguised(m, n, |packet| {
+                with_tcp(packet, |flags| flags.rst |= flags.fin)
+            })
+        }),
+        ("any acknowledgement acknowledges the FIN", |m, n| {
+            disguised(m, n, without_numbers)
+        }),
+        ("an acknowledgement may fall short by one", |m, n| {
+            disguised(m, n, acknowledging_more)
+        }),
+        ("a closed connection lets strays pass", |m, n| {
+            Strays::make(m, n)
+        }),
+        ("no SYN opens a connection anew", |m, n| {
+            disguised(m, n, |packet| {
+                with_tcp(packet, |flags| flags.ack |= flags.syn)
+            })
+        }),
+        ("question identifiers are ignored", |m, n| {
+            disguised(m, n, without_query_id)
+        }),
+        ("all ICMP questions are pings", |m, n| {
+            disguised(m, n, without_query_kind)
+        }),
+        // Allowance.
+        ("the allowance is one more", |m, n| {
+            bent(m, n, bends::allowance_one_more)
+        }),
+        ("each interface has an allowance of its own", |m, n| {
+            bent(m, n, bends::entity_per_interface)
+        }),
+        ("untracked flows count against the allowance", |m, n| {
+            Stingy::make(m, n)
+        }),
+        ("the table has room for one more", |m, n| {
+            bent(m, n.saturating_add(1), |_| {})
+        }),
+        // Fragments.
+        ("each fragment is judged by itself", |m, n| {
+            disguised(m, n, each_fragment_whole)
+        }),
+        ("fragments of all protocols mix", |m, n| {
+            disguised(m, n, |packet| {
+                packet.fragment.iter_mut().for_each(|f| f.protocol = 0);
+            })
+        }),
+        ("fragments of all datagrams mix", |m, n| {
+            disguised(m, n, |packet| {
+                packet.fragment.iter_mut().for_each(|f| f.id = 0);
+            })
+        }),
+        ("overlapping fragments are accepted", |m, n| {
+            Overlapping::make(m, n)
+        }),
+        ("fragments that waited are forgotten", |m, n| {
+            after(m, n, |_, outcome| outcome.released.clear())
+        }),
+        ("fragments that waited come in reverse", |m, n| {
+            after(m, n, |_, outcome| outcome.released.reverse())
+        }),
+        ("fragments die uncounted", |m, n| {
+            after(m, n, |_, outcome| outcome.lost = 0)
+        }),
+        ("orphans die uncounted", |m, n| {
+            after(m, n, |_, outcome| outcome.orphans.clear())
+        }),
     ]
 }
 
-/// The oracle over a bent model.
-struct Bent {
-    oracle: Oracle,
-    bend: fn(&mut Model),
-}
-
-impl Engine for Bent {
-    fn replace_model(&mut self, model: &Model) {
-        let mut model = model.clone();
-        (self.bend)(&mut model);
-        self.oracle.replace_model(model);
-    }
-
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        self.oracle.judge(packet, now)
-    }
-}
-
-/// The oracle over bent packets.
-struct Disguised {
-    oracle: Oracle,
-    bend: fn(&mut Payload),
-}
-
-impl Engine for Disguised {
-    fn replace_model(&mut self, model: &Model) {
-        self.oracle.replace_model(model.clone());
-    }
-
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        let mut packet = *packet;
-        (self.bend)(&mut packet.payload);
-        self.oracle.judge(&packet, now)
-    }
-}
-
-struct NoTranslation(Oracle);
-
-impl Engine for NoTranslation {
-    fn replace_model(&mut self, model: &Model) {
-        self.0.replace_model(model.clone());
-    }
-
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        let mut judgement = self.0.judge(packet, now);
-        if let Judgement::Delivered {
-            source,
-            destination,
-            ..
-        } = &mut judgement
-        {
-            (*source, *destination) = (packet.source, packet.destination);
-        }
-        judgement
-    }
-}
-
-/// Lets pass whatever belongs to a 5-tuple that passed anywhere before.
-struct OneTable {
-    oracle: Oracle,
-    passed: HashSet<[(IpAddr, u16); 2]>,
-}
-
-impl Engine for OneTable {
-    fn replace_model(&mut self, model: &Model) {
-        self.oracle.replace_model(model.clone());
-    }
-
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        let judgement = self.oracle.judge(packet, now);
-        let (Payload::Tcp {
-            source_port,
-            destination_port,
-            ..
-        }
-        | Payload::Udp {
-            source_port,
-            destination_port,
-        }) = packet.payload
-        else {
-            return judgement;
+fn no_destination_check(packet: &Packet, outcome: &mut Outcome) {
+    if let Judgement::Dropped {
+        reason: DropReason::DestinationCheck,
+        at,
+    } = outcome.judgement
+    {
+        outcome.judgement = Judgement::Delivered {
+            to: at,
+            packet: *packet,
+            split: None,
+            egress: None,
+            ingress: None,
         };
-        let mut ends = [
-            (packet.source, source_port),
-            (packet.destination, destination_port),
-        ];
-        ends.sort();
-        match judgement {
-            Judgement::Dropped {
-                reason: DropReason::NoIngressRule,
-                at,
-            } if !self.passed.insert(ends) => Judgement::Delivered {
-                to: at,
-                source: packet.source,
-                destination: packet.destination,
-                egress: Some(Admission::Flow),
-                ingress: Some(Admission::Flow),
-            },
-            Judgement::Delivered { .. } => {
-                self.passed.insert(ends);
-                judgement
-            }
-            Judgement::Dropped { .. } => judgement,
-        }
     }
 }
 
-struct Forgetful(Oracle);
-
-impl Engine for Forgetful {
-    fn replace_model(&mut self, model: &Model) {
-        self.0 = Oracle::new(model.clone());
-    }
-
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        self.0.judge(packet, now)
+fn untranslated(sent: &Packet, outcome: &mut Outcome) {
+    if let Judgement::Delivered { packet, .. } = &mut outcome.judgement {
+        *packet = *sent;
     }
 }
 
-struct Deaf(Oracle);
-
-impl Engine for Deaf {
-    fn replace_model(&mut self, _model: &Model) {}
-
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement {
-        self.0.judge(packet, now)
+fn services_filtered(_: &Packet, outcome: &mut Outcome) {
+    if let Judgement::Dropped { reason, .. } = &mut outcome.judgement
+        && *reason == DropReason::NoService
+    {
+        *reason = DropReason::NoEgressRule;
     }
 }
 
-struct Timeless(Oracle);
-
-impl Engine for Timeless {
-    fn replace_model(&mut self, model: &Model) {
-        self.0.replace_model(model.clone());
-    }
-
-    fn judge(&mut self, packet: &Packet, _now: Duration) -> Judgement {
-        self.0.judge(packet, Duration::ZERO)
+fn without_dhcp(packet: &mut Packet) {
+    if let Payload::Udp { source_port, .. } = &mut packet.payload {
+        *source_port = source_port.saturating_add(1);
     }
 }
 
-fn oracle(model: &Model) -> Oracle {
-    Oracle::new(model.clone())
-}
-
-fn bent(model: &Model, bend: fn(&mut Model)) -> Box<dyn Engine> {
-    let mut engine = Bent {
-        oracle: oracle(model),
-        bend,
-    };
-    engine.replace_model(model);
-    Box::new(engine)
-}
-
-fn disguised(model: &Model, bend: fn(&mut Payload)) -> Box<dyn Engine> {
-    Box::new(Disguised {
-        oracle: oracle(model),
-        bend,
-    })
-}
-
-fn ports_end_early(model: &mut Model) {
-    each_range(model, |range| {
-        if range.from < range.to {
-            range.to -= 1;
-        }
-    });
-}
-
-fn ports_begin_early(model: &mut Model) {
-    each_range(model, |range| range.from = range.from.saturating_sub(1));
-}
-
-fn ingress_open(model: &mut Model) {
-    for group in &mut model.security_groups {
-        for peer in [
-            Peer::Ipv4(Ipv4Net::default()),
-            Peer::Ipv6(Ipv6Net::default()),
-        ] {
-            group.ingress.push(SecurityGroupRule {
-                id: RuleId(1),
-                traffic: Traffic::All,
-                peer,
-                peer_text: String::new(),
-                description: String::new(),
-                place: group.place.clone(),
-            });
-        }
+fn without_numbers(packet: &mut Packet) {
+    if let Payload::Tcp {
+        sequence,
+        acknowledgement,
+        data,
+        ..
+    } = &mut packet.payload
+    {
+        (*sequence, *acknowledgement, *data) = (0, 1000, 0);
     }
 }
 
-fn first_group_only(model: &mut Model) {
-    each_membership(model, |groups| groups.truncate(1));
-}
-
-fn groups_reversed(model: &mut Model) {
-    each_membership(model, |groups| groups.reverse());
-}
-
-fn groups_cover_public(model: &mut Model) {
-    replace_group_peers(model, |model, group| {
-        let mut entries = Vec::new();
-        for interface in &model.interfaces {
-            if interface.groups().contains(&group) {
-                for address in &interface.addresses {
-                    entries.push(address.private);
-                    entries.extend(address.public.map(IpAddr::V4));
-                }
-            }
-        }
-        entries
-    });
-}
-
-fn no_self_reference(model: &mut Model) {
-    for (ix, group) in model.security_groups.iter_mut().enumerate() {
-        let other = |rule: &SecurityGroupRule| !matches!(rule.peer, Peer::Group(g) if g.ix() == ix);
-        group.ingress.retain(other);
-        group.egress.retain(other);
+fn acknowledging_more(packet: &mut Packet) {
+    if let Payload::Tcp {
+        acknowledgement, ..
+    } = &mut packet.payload
+    {
+        *acknowledgement = acknowledgement.wrapping_add(1);
     }
 }
 
-fn first_entry_only(model: &mut Model) {
-    for list in &mut model.prefix_lists {
-        list.entries.truncate(1);
-    }
-}
-
-fn pairs_as_hosts(model: &mut Model) {
-    each_rule(model, |rule| {
-        if let Peer::Ipv4(block) = &mut rule.peer
-            && block.prefix_len() == 31
-        {
-            *block = Ipv4Net::from(block.network());
-        }
-    });
-}
-
-fn codes_ignored(model: &mut Model) {
-    each_rule(model, |rule| {
-        if let Traffic::Icmp(icmp) | Traffic::Icmpv6(icmp) = &mut rule.traffic
-            && let IcmpMatch::TypeAndCode(kind, _) = *icmp
-        {
-            *icmp = IcmpMatch::Type(kind);
-        }
-    });
-}
-
-fn check_always_on(model: &mut Model) {
-    for interface in &mut model.interfaces {
-        interface.source_dest_check = true;
-    }
-}
-
-fn mtu_one_more(model: &mut Model) {
-    for interface in &mut model.interfaces {
-        interface.mtu += 1;
-    }
-}
-
-fn established_longer(model: &mut Model) {
-    for interface in &mut model.interfaces {
-        interface.tracking.tcp_established += Duration::from_millis(1);
-    }
-}
-
-fn stream_longer(model: &mut Model) {
-    for interface in &mut model.interfaces {
-        interface.tracking.udp_stream += Duration::from_millis(1);
-    }
-}
-
-/// Forgets second addresses where groups are resolved, nowhere else.
-fn primary_only(model: &mut Model) {
-    replace_group_peers(model, |model, group| {
-        model
-            .interfaces
-            .iter()
-            .filter(|interface| interface.groups().contains(&group))
-            .filter_map(|interface| Some(interface.addresses.first()?.private))
-            .collect()
-    });
-}
-
-fn without_flags(payload: &mut Payload) {
-    if let Payload::Tcp { flags, .. } = payload {
-        *flags = TcpFlags::default();
-    }
-}
-
-fn without_reset(payload: &mut Payload) {
-    if let Payload::Tcp { flags, .. } = payload {
-        flags.rst = false;
-    }
-}
-
-fn without_fin(payload: &mut Payload) {
-    if let Payload::Tcp { flags, .. } = payload {
-        flags.fin = false;
-    }
-}
-
-fn without_echo_id(payload: &mut Payload) {
-    if let Payload::IcmpEcho { id, .. } = payload {
+fn without_query_id(packet: &mut Packet) {
+    if let Payload::IcmpQuery { id, .. } = &mut packet.payload {
         *id = 0;
     }
 }
 
-/// Turns every reference to a group into a prefix list of its members, as
-/// `members` sees them.
-fn replace_group_peers(
-    model: &mut Model,
-    members: impl Fn(&Model, sgwall::model::GroupIx) -> Vec<IpAddr>,
-) {
-    let first = model.prefix_lists.len();
-    for ix in 0..model.security_groups.len() {
-        let entries = members(model, sgwall::model::GroupIx::new(ix));
-        model.prefix_lists.push(sgwall::model::PrefixList {
-            id: format!("pl-members-{ix}"),
-            name: format!("members{ix}"),
-            entries: entries.into_iter().map(IpNet::from).collect(),
-            place: model.security_groups[ix].place.clone(),
-        });
-    }
-    each_rule(model, |rule| {
-        if let Peer::Group(group) = rule.peer {
-            rule.peer = Peer::PrefixList(PrefixListIx::new(first + group.ix()));
-        }
-    });
-}
-
-fn each_rule(model: &mut Model, mut change: impl FnMut(&mut SecurityGroupRule)) {
-    for SecurityGroup {
-        ingress, egress, ..
-    } in &mut model.security_groups
-    {
-        ingress.iter_mut().chain(egress).for_each(&mut change);
+fn without_query_kind(packet: &mut Packet) {
+    if let Payload::IcmpQuery { kind, .. } = &mut packet.payload {
+        *kind = match *kind {
+            13 | 15 | 17 => 8,
+            14 | 16 | 18 => 0,
+            other => other,
+        };
     }
 }
 
-fn each_range(model: &mut Model, change: impl Fn(&mut PortRange)) {
-    each_rule(model, |rule| {
-        if let Traffic::Tcp(range) | Traffic::Udp(range) = &mut rule.traffic
-            && *range != PortRange::ALL
-        {
-            change(range);
-        }
-    });
-}
-
-fn each_membership(model: &mut Model, change: impl Fn(&mut Vec<sgwall::model::GroupIx>)) {
-    for interface in &mut model.interfaces {
-        if let Attachment::Subnet { groups, .. } = &mut interface.attachment {
-            change(groups);
-        }
+fn each_fragment_whole(packet: &mut Packet) {
+    if let Payload::Headless(protocol) = packet.payload {
+        packet.payload = Payload::Other(protocol);
     }
+    packet.fragment = None;
 }

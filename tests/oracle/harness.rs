@@ -1,223 +1,270 @@
 //! Runs a case past the oracle and an engine side by side, and tells where
 //! they part.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
+use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
-use sgwall::model::{Attachment, Model, Tracking};
-use sgwall::policy::oracle::{Admission, Judgement, Oracle, Packet, Payload};
+use sgwall::model::{InterfaceIx, Model};
+use sgwall::policy::DropReason;
+use sgwall::policy::oracle::{Admission, Judgement, Oracle, Outcome, Packet, Payload, Refusal};
 
-use crate::traffic::{self, Case, Sent, Step};
+use crate::datagrams::Datagrams;
+use crate::story::Event;
+use crate::talk::{History, Place};
+use crate::traffic::{self, Case, Step};
+use crate::wire::Frame;
 
 /// Whatever claims to judge packets as the oracle does.
 pub trait Engine {
-    /// Changes rules and memberships; flows survive.
+    /// Changes what may change at run time; flows survive.
     fn replace_model(&mut self, model: &Model);
 
-    /// Judges one packet.
-    fn judge(&mut self, packet: &Packet, now: Duration) -> Judgement;
+    /// Judges one packet. Whatever's time is up by then is gone.
+    fn judge(&mut self, frame: &Frame, now: Duration) -> Verdict;
 }
 
-/// How the story of a disagreement begins.
-pub const PART: &str = "the engine and the oracle part";
+/// What a packet sets off, as far as it can be seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// What becomes of the packet itself.
+    pub judgement: Judgement,
+    /// What the router answers it, and the MTU that it tells; or why and where
+    /// that answer is dropped.
+    pub answer: Option<Result<(Packet, u16), Refusal>>,
+    /// What becomes of fragments that waited for it, in order.
+    pub released: Vec<Judgement>,
+    /// Fragments that waited, and died of it.
+    pub lost: usize,
+    /// Fragments that waited in vain and died before it.
+    pub orphans: Vec<(InterfaceIx, u64)>,
+}
 
-/// Makes an engine for a model.
-pub type Maker = fn(&Model) -> Box<dyn Engine>;
+impl From<Outcome> for Verdict {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            judgement: outcome.judgement,
+            answer: outcome.answer.map(|answer| match answer.refused {
+                None => Ok((answer.message, answer.mtu)),
+                Some(refusal) => Err(refusal),
+            }),
+            released: outcome
+                .released
+                .into_iter()
+                .map(|(_, judgement)| judgement)
+                .collect(),
+            lost: outcome.lost,
+            orphans: outcome.orphans,
+        }
+    }
+}
+
+/// Makes an engine for a model that remembers at most so many flows.
+pub type Maker = fn(&Model, usize) -> Box<dyn Engine>;
 
 /// How often something happened, by name.
 pub type Tally = BTreeMap<String, u64>;
 
-/// Runs one case; `Err` has the story up to where the engine went astray.
-pub fn run(case: &Case, make: Maker, tally: &mut Tally) -> Result<(), String> {
+/// Where an engine went astray.
+#[derive(Debug)]
+pub struct Failure {
+    /// What happened before, and the packet at last.
+    pub events: Vec<Event>,
+    /// What the oracle made of it.
+    pub expected: Verdict,
+    /// What the engine made of it.
+    pub judged: Verdict,
+}
+
+/// Runs one case.
+pub fn run(case: &Case, make: Maker, tally: &mut Tally) -> Result<(), Box<Failure>> {
     let mut blueprint = case.blueprint.clone();
     let mut model = blueprint.build();
-    let mut oracle = Oracle::new(model.clone());
-    let mut engine = make(&model);
+    let mut oracle = Oracle::with_capacity(model.clone(), case.capacity());
+    let mut engine = make(&model, case.capacity());
     let mut now = Duration::ZERO;
-    let mut sent: Vec<Sent> = Vec::new();
-    let mut story: Vec<Event> = vec![Event::Model(model.clone())];
+    let mut world = World::default();
+    let mut events = vec![Event::Model(model.clone(), now)];
 
-    for step in &case.steps {
-        let earlier = |back: u8| {
-            let back = usize::from(back) % sent.len().max(1);
-            sent.iter().rev().nth(back)
-        };
-        let packet = match step {
-            Step::Send(plan) => Some(plan.build(&model)),
-            Step::Again { back, flags } => earlier(*back).map(|packet| packet.again(*flags)),
-            Step::Reply { back, flags } => earlier(*back).and_then(|packet| packet.reply(*flags)),
-            Step::Wait(by) => {
-                now += traffic::wait(*by);
-                None
-            }
+    for step in case.steps.iter().flat_map(Step::unrolled) {
+        match &step {
+            Step::Wait(by) => now += traffic::wait(*by),
+            Step::Idle(back, by, _) => now += world.history.idle(&model, *back, *by),
             Step::Change(change) => {
                 blueprint.apply(change);
                 model = blueprint.build();
                 oracle.replace_model(model.clone());
                 engine.replace_model(&model);
-                story.push(Event::Model(model.clone()));
-                None
+                events.push(Event::Model(model.clone(), now));
             }
-        };
-        let Some(packet) = packet else { continue };
-
-        let expected = oracle.judge(&packet, now);
-        let judged = engine.judge(&packet, now);
-        if expected != judged {
-            return Err(tell(&story, &packet, now, expected, judged));
+            _ => {}
         }
-        count(tally, &packet, expected);
-        story.push(Event::Packet(packet, now, expected));
-        sent.push(Sent::new(&model, packet, expected));
+        for (frame, place) in world.frames(&model, &step) {
+            let expected = Verdict::from(oracle.judge(&frame.packet, now));
+            let judged = engine.judge(&frame, now);
+            let part = expected != judged;
+            events.push(Event::Packet(frame.clone(), now, expected.judgement));
+            if part {
+                return Err(Box::new(Failure {
+                    events,
+                    expected,
+                    judged,
+                }));
+            }
+            world.count(tally, &frame, place, &expected);
+            world
+                .history
+                .note(&model, frame, place, &expected.judgement);
+        }
     }
     Ok(())
 }
 
-/// Holds engines to the oracle over random cases; `Err` has the story of the
-/// smallest failure found.
-pub fn check(config: Config, make: Maker) -> Result<Tally, String> {
-    let tally = std::cell::RefCell::new(Tally::new());
-    let mut runner = TestRunner::new(config);
-    runner
-        .run(&traffic::case(), |case| {
-            run(&case, make, &mut tally.borrow_mut()).map_err(TestCaseError::fail)
-        })
-        .map_err(|error| match error {
-            // The case itself is bytes; the story says what they mean.
-            TestError::Fail(story, _) => story.to_string(),
-            TestError::Abort(why) => why.to_string(),
-        })?;
-    Ok(tally.into_inner())
+/// Why a check failed.
+#[derive(Debug)]
+pub enum Failed {
+    /// The engine went astray; this is the smallest case found.
+    Parted(Box<Failure>),
+    /// Something else: most likely a panic.
+    Otherwise(String),
 }
 
-enum Event {
-    Model(Model),
-    Packet(Packet, Duration, Judgement),
-}
-
-fn tell(
-    story: &[Event],
-    packet: &Packet,
-    now: Duration,
-    expected: Judgement,
-    judged: Judgement,
-) -> String {
-    let mut out = format!("{PART}\n");
-    for event in story {
-        let _ = match event {
-            Event::Model(model) => write!(out, "--- model\n{}---\n", describe(model)),
-            Event::Packet(packet, now, judgement) => {
-                writeln!(out, "{now:?} {packet}\n    {judgement:?}")
-            }
-        };
-    }
-    let _ = write!(
-        out,
-        "{now:?} {packet}\n    oracle: {expected:?}\n    engine: {judged:?}\n"
-    );
-    out
-}
-
-/// The model for people: what a failure prints.
-fn describe(model: &Model) -> String {
-    let mut out = format!("vpc {:?}\n", model.vpc.cidrs);
-    for (ix, interface) in model.interfaces() {
-        let entity = model.entity_of(ix);
-        let groups: Vec<&str> = interface
-            .groups()
-            .iter()
-            .map(|group| model.security_groups[group.ix()].name.as_str())
-            .collect();
-        let addresses: Vec<String> = interface
-            .addresses
-            .iter()
-            .map(|address| match address.public {
-                Some(public) => format!("{} (public {public})", address.private),
-                None => address.private.to_string(),
+/// Holds engines to the oracle over random cases.
+pub fn check(
+    config: Config,
+    cases: impl Strategy<Value = Case>,
+    make: Maker,
+) -> Result<Tally, Failed> {
+    let tally = RefCell::new(Tally::new());
+    let failed = TestRunner::new(config).run(&cases, |case| {
+        run(&case, make, &mut tally.borrow_mut()).map_err(|_| TestCaseError::fail(PARTED))
+    });
+    match failed {
+        Ok(()) => Ok(tally.into_inner()),
+        // The case itself is bytes; run again it tells what they mean.
+        Err(TestError::Fail(why, case)) if why.message() == PARTED => {
+            Err(match run(&case, make, &mut Tally::new()) {
+                Err(failure) => Failed::Parted(failure),
+                Ok(()) => Failed::Otherwise(format!("it failed once: {case:?}")),
             })
-            .collect();
-        let kind = match interface.attachment {
-            Attachment::External(via) => format!("external via {via:?}"),
-            Attachment::Subnet { .. } => entity.kind.to_string(),
-        };
-        let check = if interface.source_dest_check {
-            ""
-        } else {
-            ", no source/dest check"
-        };
-        let Tracking {
-            tcp_established,
-            udp_timeout,
-            udp_stream,
-        } = interface.tracking;
-        let _ = writeln!(
-            out,
-            "#{} {} {kind} {} groups {groups:?} mtu {}{check}, established {tcp_established:?}, udp {udp_timeout:?}/{udp_stream:?}",
-            ix.ix(),
-            model.interface_label(ix),
-            addresses.join(" "),
-            interface.mtu,
-        );
-    }
-    for list in &model.prefix_lists {
-        let _ = writeln!(out, "pl/{} {:?}", list.name, list.entries);
-    }
-    for group in &model.security_groups {
-        let _ = writeln!(out, "sg/{}", group.name);
-        for (direction, rules) in [("in ", &group.ingress), ("out", &group.egress)] {
-            for rule in rules {
-                let _ = writeln!(
-                    out,
-                    "  {direction} {} {} {}",
-                    rule.id, rule.traffic, rule.peer_text
-                );
-            }
         }
+        Err(TestError::Fail(why, case)) => Err(Failed::Otherwise(format!("{why}: {case:?}"))),
+        Err(TestError::Abort(why)) => Err(Failed::Otherwise(why.to_string())),
     }
-    out
 }
 
-/// Notes by which decision a packet passed or failed, so that a test can see
-/// whether random cases get everywhere.
-fn count(tally: &mut Tally, packet: &Packet, judgement: Judgement) {
-    let mut add = |what: String| *tally.entry(what).or_default() += 1;
-    match judgement {
-        Judgement::Dropped { reason, .. } => add(format!("dropped {reason}")),
-        Judgement::Delivered {
-            source,
-            destination,
-            egress,
-            ingress,
-            ..
-        } => {
-            let protocol = match packet.payload {
-                Payload::Tcp { .. } => "tcp",
-                Payload::Udp { .. } => "udp",
-                Payload::IcmpEcho { .. } => "echo",
-                Payload::Icmp { .. } => "icmp",
-                Payload::Other(_) => "other",
-            };
-            let family = if source.is_ipv4() { "ipv4" } else { "ipv6" };
-            let by = |admission| match admission {
-                None => "none",
-                Some(Admission::Rule(_)) => "rule",
-                Some(Admission::Flow) => "flow",
-            };
-            add(format!("delivered {family} {protocol}"));
-            add(format!(
-                "admitted out by {}, in by {}",
-                by(egress),
-                by(ingress)
-            ));
-            if source != packet.source && destination != packet.destination {
-                add("translated at both ends".into());
-            } else if source != packet.source {
-                add("translated at the source".into());
-            } else if destination != packet.destination {
-                add("translated at the destination".into());
+const PARTED: &str = "the engine and the oracle part";
+
+/// What steps may refer to.
+#[derive(Debug, Default)]
+struct World {
+    history: History,
+    datagrams: Datagrams,
+    /// Places in conversations from which a packet was delivered.
+    delivered: Vec<Place>,
+}
+
+impl World {
+    /// The frames that a step sends.
+    fn frames(&mut self, model: &Model, step: &Step) -> Vec<(Frame, Place)> {
+        let one = match step {
+            Step::Send(plan) => Some((plan.build(model), self.history.new_talk())),
+            Step::Turn(back, plan) => self.history.turn(*back, *plan),
+            Step::Error(back, plan) => self.history.error(model, *back, *plan),
+            Step::Forward(back) => self.history.forward(model, *back),
+            Step::Datagram(plan) => {
+                let place = self.history.new_talk();
+                self.datagrams.begin(model, plan, place);
+                None
+            }
+            Step::Part(back, plan) => self.datagrams.part(*back, *plan),
+            Step::Flood(plan) => {
+                let place = self.history.new_talk();
+                let frames = plan.frames(model);
+                return frames.into_iter().map(|frame| (frame, place)).collect();
+            }
+            Step::Talk(..) | Step::Wait(_) | Step::Idle(..) | Step::Change(_) => None,
+        };
+        one.into_iter().collect()
+    }
+
+    /// Notes by which decision a packet passed or failed, so that a test can
+    /// see whether random cases get everywhere.
+    fn count(&mut self, tally: &mut Tally, frame: &Frame, place: Place, verdict: &Verdict) {
+        let mut add = |what: String, times: u64| *tally.entry(what).or_default() += times;
+        let packet = &frame.packet;
+        let known = self.delivered.contains(&place);
+        match verdict.judgement {
+            Judgement::Dropped { reason, .. } => {
+                add(format!("dropped {reason}"), 1);
+                let by_rule = [DropReason::NoEgressRule, DropReason::NoIngressRule];
+                if known && by_rule.contains(&reason) {
+                    add("cut in the middle".into(), 1);
+                }
+            }
+            Judgement::Held { .. } => add("held".into(), 1),
+            Judgement::Delivered { split: Some(_), .. } => add("split".into(), 1),
+            Judgement::Delivered { .. } if packet.is_later_fragment() => {
+                add("delivered later fragment".into(), 1);
+            }
+            Judgement::Delivered {
+                packet: seen,
+                egress,
+                ingress,
+                ..
+            } => {
+                let protocol = match packet.payload {
+                    Payload::Tcp { .. } => "tcp",
+                    Payload::Udp { .. } => "udp",
+                    Payload::IcmpQuery { .. } => "query",
+                    Payload::Icmp { .. } => "icmp",
+                    Payload::Other(_) | Payload::Headless(_) => "other",
+                };
+                let family = if packet.source.is_ipv4() {
+                    "ipv4"
+                } else {
+                    "ipv6"
+                };
+                let by = |admission| match admission {
+                    None => "none",
+                    Some(Admission::Rule(_)) => "rule",
+                    Some(Admission::Flow) => "flow",
+                };
+                let (out, into) = (by(egress), by(ingress));
+                add(format!("delivered {family} {protocol}"), 1);
+                add(format!("admitted out by {out}, in by {into}"), 1);
+                if protocol == "icmp" && [out, into].contains(&"flow") {
+                    add("related".into(), 1);
+                }
+                if known && ["tcp", "udp"].contains(&protocol) && [out, into].contains(&"rule") {
+                    add("goes on by rule".into(), 1);
+                }
+                if seen.source != packet.source && seen.destination != packet.destination {
+                    add("translated at both ends".into(), 1);
+                } else if seen.source != packet.source {
+                    add("translated at the source".into(), 1);
+                } else if seen.destination != packet.destination {
+                    add("translated at the destination".into(), 1);
+                }
+                self.delivered.push(place);
             }
         }
+        match verdict.answer {
+            None => {}
+            Some(Ok(_)) => add("answered".into(), 1),
+            Some(Err((reason, _))) => add(format!("answer dropped {reason}"), 1),
+        }
+        for judgement in &verdict.released {
+            let fate = match judgement {
+                Judgement::Delivered { .. } => "delivered",
+                _ => "dropped",
+            };
+            add(format!("released {fate}"), 1);
+        }
+        add("lost".into(), verdict.lost as u64);
+        let orphans = verdict.orphans.iter().map(|(_, number)| number).sum();
+        add("orphans".into(), orphans);
     }
 }

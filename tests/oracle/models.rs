@@ -1,30 +1,25 @@
-//! Random VPCs, drawn small: few addresses, few ports, blocks that nest, so
-//! that packets often meet a rule or miss it by one.
+//! Random VPCs.
 //!
 //! What is drawn is a [`Blueprint`] of plain bytes, each a pick from a list
 //! that is only known while the model is built. So every blueprint is a valid
 //! model, and a smaller one is still a valid model when a failure is shrunk.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sgwall::model::{
-    Address, Attachment, DEFAULT_GROUP, Entity, EntityIx, EntityKind, GroupIx, IcmpMatch,
-    Interface, Model, Peer, Place, PortRange, PrefixList, PrefixListIx, RuleId, SecurityGroup,
-    SecurityGroupRule, Subnet, SubnetIx, Tracking, Traffic, Via, Vpc,
+    AclIx, Address, Attachment, Entity, EntityIx, EntityKind, GroupIx, IcmpErrors, Interface,
+    LoadBalancer, MAIN_ROUTE_TABLE, Model, Place, RouteTableIx, Subnet, SubnetIx, Tracking, Via,
+    Vpc, derive_id,
 };
 
-/// Ports that rules begin and end at, with their neighbours.
-pub const PORTS: [u16; 14] = [
-    80, 79, 81, 22, 23, 443, 8079, 8080, 8085, 8090, 8091, 0, 65_534, 65_535,
-];
-/// Protocols without ports that rules and packets name.
-pub const PROTOCOLS: [u8; 3] = [47, 50, 132];
+use crate::rules::{
+    AclPlan, GroupPlan, ListPlan, TablePlan, Universe, acl_plan, group_plan, list_plan, table_plan,
+};
 
 /// One of `list`, by a byte that any list accepts; 0 picks the first.
 pub fn pick<T>(list: &[T], by: u8) -> &T {
@@ -36,34 +31,29 @@ pub fn pick<T>(list: &[T], by: u8) -> &T {
 pub struct Blueprint {
     second_cidr: bool,
     ipv6: bool,
-    subnets: usize,
+    related: bool,
+    subnets: Vec<SubnetPlan>,
     prefix_lists: Vec<ListPlan>,
     groups: Vec<GroupPlan>,
+    acls: Vec<AclPlan>,
+    /// The main route table, if AWS's is not the one.
+    main: Option<TablePlan>,
+    tables: Vec<TablePlan>,
     entities: Vec<EntityPlan>,
 }
 
-/// A prefix list: its family and entries (an address and a length each).
-#[derive(Debug, Clone)]
-pub struct ListPlan {
-    ipv4: bool,
-    entries: Vec<(u8, u8)>,
+/// Which network ACL and which route table a subnet has: the VPC's own for
+/// small numbers.
+#[derive(Debug, Clone, Copy)]
+struct SubnetPlan {
+    acl: u8,
+    table: u8,
 }
-
-/// A group's rules. `open`, below 8: above 2 it adds rules for all traffic to
-/// anywhere, as AWS gives every new group, and at 7 from anywhere as well.
-#[derive(Debug, Clone)]
-pub struct GroupPlan {
-    open: u8,
-    ingress: Vec<RulePlan>,
-    egress: Vec<RulePlan>,
-}
-
-/// Kind of traffic and two details; kind of peer and two details.
-type RulePlan = (u8, u8, u8, u8, u8, u8);
 
 #[derive(Debug, Clone)]
 struct EntityPlan {
     kind: u8,
+    allowance: u8,
     interfaces: Vec<InterfacePlan>,
 }
 
@@ -79,8 +69,8 @@ struct InterfacePlan {
     timeouts: (u8, u8, u8),
 }
 
-/// A change of the rules or memberships while traffic runs; the interfaces and
-/// their addresses stay.
+/// A change of what may change while traffic runs; the interfaces and their
+/// addresses stay.
 #[derive(Debug, Clone)]
 pub enum Change {
     /// Every rule of every group goes.
@@ -93,25 +83,51 @@ pub enum Change {
     Membership(u8, Vec<u8>),
     /// One prefix list gets other entries.
     PrefixList(u8, ListPlan),
+    /// One network ACL gets other entries.
+    Acl(u8, AclPlan),
+    /// One subnet gets another network ACL.
+    SubnetAcl(u8, u8),
+    /// One route table gets other routes.
+    Table(u8, TablePlan),
+    /// One subnet gets another route table.
+    SubnetTable(u8, u8),
+    /// ICMP errors are let in otherwise.
+    IcmpErrors,
 }
 
 /// Any model that this file can draw.
 pub fn blueprint() -> impl Strategy<Value = Blueprint> {
+    let subnet = any::<(u8, u8)>().prop_map(|(acl, table)| SubnetPlan { acl, table });
     (
-        any::<bool>(),
-        any::<bool>(),
-        1..=4usize,
+        any::<(bool, bool, bool)>(),
+        vec(subnet, 1..=4),
         vec(list_plan(), 0..=2),
         vec(group_plan(), 1..=6),
+        vec(acl_plan(), 0..=2),
+        proptest::option::weighted(0.3, table_plan()),
+        vec(table_plan(), 0..=2),
         vec(entity_plan(), 2..=7),
     )
         .prop_map(
-            |(second_cidr, ipv6, subnets, prefix_lists, groups, entities)| Blueprint {
-                second_cidr,
-                ipv6,
+            |(
+                (second_cidr, ipv6, related),
                 subnets,
                 prefix_lists,
                 groups,
+                acls,
+                main,
+                tables,
+                entities,
+            )| Blueprint {
+                second_cidr,
+                ipv6,
+                related,
+                subnets,
+                prefix_lists,
+                groups,
+                acls,
+                main,
+                tables,
                 entities,
             },
         )
@@ -121,11 +137,16 @@ pub fn blueprint() -> impl Strategy<Value = Blueprint> {
 pub fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         1 => Just(Change::Clear),
-        3 => (any::<u8>(), group_plan()).prop_map(|(group, plan)| Change::Group(group, plan)),
-        1 => vec(group_plan(), 1..=6).prop_map(Change::Groups),
-        3 => (any::<u8>(), memberships())
+        6 => (any::<u8>(), group_plan()).prop_map(|(group, plan)| Change::Group(group, plan)),
+        2 => vec(group_plan(), 1..=6).prop_map(Change::Groups),
+        6 => (any::<u8>(), memberships())
             .prop_map(|(interface, groups)| Change::Membership(interface, groups)),
-        1 => (any::<u8>(), list_plan()).prop_map(|(list, plan)| Change::PrefixList(list, plan)),
+        2 => (any::<u8>(), list_plan()).prop_map(|(list, plan)| Change::PrefixList(list, plan)),
+        3 => (any::<u8>(), acl_plan()).prop_map(|(acl, plan)| Change::Acl(acl, plan)),
+        2 => any::<(u8, u8)>().prop_map(|(subnet, acl)| Change::SubnetAcl(subnet, acl)),
+        2 => (any::<u8>(), table_plan()).prop_map(|(table, plan)| Change::Table(table, plan)),
+        2 => any::<(u8, u8)>().prop_map(|(subnet, table)| Change::SubnetTable(subnet, table)),
+        1 => Just(Change::IcmpErrors),
     ]
 }
 
@@ -133,17 +154,8 @@ impl Blueprint {
     /// The blueprint after `change`.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::Clear => {
-                for group in &mut self.groups {
-                    group.open = 0;
-                    group.ingress.clear();
-                    group.egress.clear();
-                }
-            }
-            Change::Group(group, plan) => {
-                let at = usize::from(*group) % self.groups.len();
-                self.groups[at] = plan.clone();
-            }
+            Change::Clear => self.groups.iter_mut().for_each(GroupPlan::clear),
+            Change::Group(group, plan) => replace(&mut self.groups, *group, plan),
             Change::Groups(plans) => self.groups.clone_from(plans),
             Change::Membership(interface, groups) => {
                 let mut interfaces: Vec<&mut InterfacePlan> = self
@@ -154,16 +166,24 @@ impl Blueprint {
                 let at = usize::from(*interface) % interfaces.len();
                 interfaces[at].groups.clone_from(groups);
             }
-            Change::PrefixList(list, plan) => {
-                if !self.prefix_lists.is_empty() {
-                    let at = usize::from(*list) % self.prefix_lists.len();
-                    self.prefix_lists[at] = plan.clone();
-                }
+            Change::PrefixList(list, plan) => replace(&mut self.prefix_lists, *list, plan),
+            Change::Acl(acl, plan) => replace(&mut self.acls, *acl, plan),
+            Change::SubnetAcl(subnet, acl) => {
+                let at = usize::from(*subnet) % self.subnets.len();
+                self.subnets[at].acl = *acl;
             }
+            Change::Table(table, plan) if *table < 64 => self.main = Some(plan.clone()),
+            Change::Table(table, plan) => replace(&mut self.tables, *table, plan),
+            Change::SubnetTable(subnet, table) => {
+                let at = usize::from(*subnet) % self.subnets.len();
+                self.subnets[at].table = *table;
+            }
+            Change::IcmpErrors => self.related = !self.related,
         }
     }
 
-    /// The model drawn here; it holds every invariant of `Model`.
+    /// The model drawn here; it holds every invariant of `Model`, and a lab
+    /// file can say all of it.
     pub fn build(&self) -> Model {
         let mut model = Model {
             vpc: self.vpc(),
@@ -173,19 +193,44 @@ impl Blueprint {
         for (ix, plan) in self.entities.iter().enumerate() {
             self.add_entity(&mut model, EntityIx::new(ix), plan);
         }
+        // AWS's own network ACL and main route table come first.
+        let mut model = model.with_implied_tables();
         let addresses = addresses(&model);
-        for (ix, plan) in self.prefix_lists.iter().enumerate() {
-            model.prefix_lists.push(prefix_list(ix, plan, &addresses));
-        }
         let universe = Universe {
+            model: &model,
             addresses: &addresses,
             groups: self.groups.len(),
             prefix_lists: self.prefix_lists.len(),
         };
-        for (ix, plan) in self.groups.iter().enumerate() {
-            model.security_groups.push(universe.group(ix, plan));
+        let numbered = || 0usize..;
+        let prefix_lists = numbered()
+            .zip(&self.prefix_lists)
+            .map(|(ix, plan)| universe.prefix_list(ix, plan))
+            .collect();
+        let security_groups = numbered()
+            .zip(&self.groups)
+            .map(|(ix, plan)| universe.group(ix, plan))
+            .collect();
+        let acls: Vec<_> = numbered()
+            .zip(&self.acls)
+            .map(|(ix, plan)| universe.acl(ix, plan))
+            .collect();
+        let main = self
+            .main
+            .as_ref()
+            .map(|plan| universe.table(MAIN_ROUTE_TABLE, plan));
+        let tables: Vec<_> = numbered()
+            .zip(&self.tables)
+            .map(|(ix, plan)| universe.table(&format!("t{ix}"), plan))
+            .collect();
+        model.prefix_lists = prefix_lists;
+        model.security_groups = security_groups;
+        model.network_acls.extend(acls);
+        if let Some(main) = main {
+            model.route_tables[0] = main;
         }
-        model.with_implied_tables()
+        model.route_tables.extend(tables);
+        model
     }
 
     fn vpc(&self) -> Vpc {
@@ -199,7 +244,11 @@ impl Blueprint {
         Vpc {
             id: "vpc-00000000000000001".into(),
             cidrs,
-            icmp_errors: Default::default(),
+            icmp_errors: if self.related {
+                IcmpErrors::Related
+            } else {
+                IcmpErrors::ByRule
+            },
         }
     }
 
@@ -209,11 +258,16 @@ impl Blueprint {
         } else {
             "10.0.4.0/24"
         };
+        // Half of the bytes mean the VPC's own.
+        let of = |by: u8, own: usize| match usize::from(by) {
+            by if by < 128 || own == 0 => 0,
+            by => 1 + by % own,
+        };
         ["10.0.1.0/25", "10.0.1.128/25", "10.0.3.0/24", last]
             .into_iter()
-            .take(self.subnets)
+            .zip(&self.subnets)
             .enumerate()
-            .map(|(ix, cidr)| {
+            .map(|(ix, (cidr, plan))| {
                 let mut cidrs = vec![net(cidr)];
                 if self.ipv6 {
                     cidrs.push(net(&format!("2001:db8:1:{ix}::/64")));
@@ -222,8 +276,8 @@ impl Blueprint {
                     id: format!("subnet-{ix:017x}"),
                     name: format!("subnet{ix}"),
                     cidrs,
-                    network_acl: Default::default(),
-                    route_table: Default::default(),
+                    network_acl: AclIx::new(of(plan.acl, self.acls.len())),
+                    route_table: RouteTableIx::new(of(plan.table, self.tables.len())),
                     place: place(),
                 }
             })
@@ -232,25 +286,34 @@ impl Blueprint {
 
     fn add_entity(&self, model: &mut Model, entity: EntityIx, plan: &EntityPlan) {
         // The first is inside the VPC, so that there is something to guard.
-        let kind = match (entity.ix(), plan.kind % 8) {
-            (0, _) | (_, 0 | 1) => EntityKind::Ec2,
-            (_, 2) => EntityKind::Rds,
-            (_, 3) => EntityKind::Elb(sgwall::model::LoadBalancer::Application),
-            (_, 4) => EntityKind::Ecs,
-            (_, 5 | 6) => EntityKind::External(Via::Igw),
+        let kind = match (entity.ix(), plan.kind % 16) {
+            (0, _) | (_, 0..=3) => EntityKind::Ec2,
+            (_, 4) => EntityKind::Rds,
+            (_, 5) => EntityKind::Elb(LoadBalancer::Application),
+            (_, 6) => EntityKind::Elb(LoadBalancer::Network),
+            (_, 7 | 8) => EntityKind::Ecs,
+            (_, 9..=12) => EntityKind::External(Via::Igw),
             _ => EntityKind::External(Via::Vgw),
         };
+        let name = format!("e{}", entity.ix());
+        let outside = matches!(kind, EntityKind::External(_));
+        // An allowance that is large is like none.
+        let max_flows = match plan.allowance {
+            few @ 1..=40 if !outside => Some(u32::from(few.div_ceil(10))),
+            _ => None,
+        };
         model.entities.push(Entity {
-            name: format!("e{}", entity.ix()),
+            name: name.clone(),
             kind,
             engine: None,
             run: None,
-            max_flows: None,
+            max_flows,
             place: place(),
         });
-        let interfaces = match kind {
-            EntityKind::External(_) => &plan.interfaces[..1],
-            _ => &plan.interfaces[..],
+        let interfaces = if outside {
+            &plan.interfaces[..1]
+        } else {
+            &plan.interfaces[..]
         };
         for (device, plan) in interfaces.iter().enumerate() {
             let (attachment, addresses) = match kind {
@@ -261,21 +324,26 @@ impl Blueprint {
                 _ => self.inside(model, plan),
             };
             model.interfaces.push(Interface {
-                id: format!("eni-{:017x}", model.interfaces.len()),
+                // What a lab file gives it.
+                id: derive_id("eni", &[&name, &format!("eth{device}")]),
                 entity,
                 device: u8::try_from(device).expect("few devices"),
                 attachment,
                 addresses,
-                mtu: *pick(&[9001, 9001, 9001, 1500, 1280], plan.mtu),
-                source_dest_check: !plan.check_off,
-                tracking: tracking(plan.timeouts),
+                mtu: *pick(&[9001, 9001, 9001, 1500, 1400, 1280], plan.mtu),
+                source_dest_check: outside || !plan.check_off,
+                tracking: if outside {
+                    Tracking::default()
+                } else {
+                    tracking(plan.timeouts)
+                },
                 place: place(),
             });
         }
     }
 
     fn inside(&self, model: &Model, plan: &InterfacePlan) -> (Attachment, Vec<Address>) {
-        let subnet = usize::from(plan.subnet) % self.subnets;
+        let subnet = usize::from(plan.subnet) % self.subnets.len();
         // Groups in the order picked, each once.
         let mut groups: Vec<GroupIx> = Vec::new();
         for group in &plan.groups {
@@ -292,14 +360,19 @@ impl Blueprint {
         let families = if self.ipv6 { plan.families % 6 } else { 0 };
         let taken: usize = model.interfaces.iter().map(|i| i.addresses.len()).sum();
         let cidrs = &model.subnets[subnet].cidrs;
+        // A lab file pairs public addresses with the first private ones.
+        let public_ones = match plan.public % 4 {
+            0 => 0,
+            1 | 2 => 1,
+            _ => 2,
+        };
         let mut addresses = Vec::new();
         if families != 5 {
             for nth in 0..1 + usize::from(plan.second_address) {
                 let public = u8::try_from(10 + taken + nth).expect("few addresses");
-                let wants_public = plan.public >> nth & 1 == 1;
                 addresses.push(Address {
                     private: nth_of(cidrs[0], 8 + taken + nth),
-                    public: wants_public.then_some(Ipv4Addr::new(203, 0, 113, public)),
+                    public: (nth < public_ones).then_some(Ipv4Addr::new(203, 0, 113, public)),
                 });
             }
         }
@@ -355,20 +428,16 @@ pub fn addresses(model: &Model) -> Vec<IpAddr> {
     addresses
 }
 
-fn list_plan() -> impl Strategy<Value = ListPlan> {
-    (any::<bool>(), vec(any::<(u8, u8)>(), 0..=3)).prop_map(|(ipv6, entries)| ListPlan {
-        ipv4: !ipv6,
-        entries,
-    })
+/// Where everything random is declared.
+pub fn place() -> Place {
+    Place::implied(Arc::from("random"))
 }
 
-fn group_plan() -> impl Strategy<Value = GroupPlan> {
-    let rules = || vec(any::<RulePlan>(), 0..=8);
-    (0..8u8, rules(), rules()).prop_map(|(open, ingress, egress)| GroupPlan {
-        open,
-        ingress,
-        egress,
-    })
+fn replace<T: Clone>(list: &mut [T], at: u8, plan: &T) {
+    if !list.is_empty() {
+        let at = usize::from(at) % list.len();
+        list[at] = plan.clone();
+    }
 }
 
 fn memberships() -> impl Strategy<Value = Vec<u8>> {
@@ -380,7 +449,11 @@ fn entity_plan() -> impl Strategy<Value = EntityPlan> {
         3 => vec(interface_plan(), 1),
         1 => vec(interface_plan(), 2),
     ];
-    (any::<u8>(), interfaces).prop_map(|(kind, interfaces)| EntityPlan { kind, interfaces })
+    (any::<u8>(), any::<u8>(), interfaces).prop_map(|(kind, allowance, interfaces)| EntityPlan {
+        kind,
+        allowance,
+        interfaces,
+    })
 }
 
 fn interface_plan() -> impl Strategy<Value = InterfacePlan> {
@@ -390,7 +463,7 @@ fn interface_plan() -> impl Strategy<Value = InterfacePlan> {
         any::<u8>(),
         proptest::bool::weighted(0.25),
         any::<u8>(),
-        proptest::bool::weighted(0.2),
+        proptest::bool::weighted(0.25),
         any::<u8>(),
         any::<(u8, u8, u8)>(),
     )
@@ -408,167 +481,6 @@ fn interface_plan() -> impl Strategy<Value = InterfacePlan> {
                 }
             },
         )
-}
-
-/// What rules may refer to.
-struct Universe<'a> {
-    addresses: &'a [IpAddr],
-    groups: usize,
-    prefix_lists: usize,
-}
-
-impl Universe<'_> {
-    fn group(&self, ix: usize, plan: &GroupPlan) -> SecurityGroup {
-        let name = if ix == 0 {
-            DEFAULT_GROUP.to_owned()
-        } else {
-            format!("g{ix}")
-        };
-        SecurityGroup {
-            id: format!("sg-{ix:017x}"),
-            ingress: self.rules(&name, "ingress", &plan.ingress, plan.open == 7),
-            egress: self.rules(&name, "egress", &plan.egress, plan.open > 2),
-            name,
-            description: String::new(),
-            place: place(),
-        }
-    }
-
-    /// The rules of one direction. A rule that repeats another is left out: AWS
-    /// refuses duplicates, and so does whoever reads a lab file.
-    fn rules(
-        &self,
-        group: &str,
-        direction: &str,
-        plans: &[RulePlan],
-        open: bool,
-    ) -> Vec<SecurityGroupRule> {
-        let mut wanted: Vec<(Traffic, Peer)> = plans
-            .iter()
-            .map(|&(kind, detail, more, peer_kind, peer, length)| {
-                (
-                    traffic(kind, detail, more),
-                    self.peer(peer_kind, peer, length),
-                )
-            })
-            .collect();
-        if open {
-            wanted.push((Traffic::All, Peer::Ipv4(Ipv4Net::default())));
-            wanted.push((Traffic::All, Peer::Ipv6(Ipv6Net::default())));
-        }
-        let mut seen = HashSet::new();
-        wanted.retain(|rule| seen.insert(*rule));
-        wanted
-            .into_iter()
-            .map(|(traffic, peer)| {
-                let peer_text = peer_text(peer);
-                SecurityGroupRule {
-                    id: RuleId::derive(&[group, direction, &traffic.to_string(), &peer_text]),
-                    traffic,
-                    peer,
-                    peer_text,
-                    description: String::new(),
-                    place: place(),
-                }
-            })
-            .collect()
-    }
-
-    fn peer(&self, kind: u8, detail: u8, length: u8) -> Peer {
-        match kind % 16 {
-            0 | 1 => Peer::Ipv4(Ipv4Net::default()),
-            2 => Peer::Ipv6(Ipv6Net::default()),
-            3..=6 => Peer::Group(GroupIx::new(usize::from(detail) % self.groups)),
-            7 | 8 if self.prefix_lists > 0 => {
-                Peer::PrefixList(PrefixListIx::new(usize::from(detail) % self.prefix_lists))
-            }
-            _ => match block(*pick(self.addresses, detail), length) {
-                IpNet::V4(block) => Peer::Ipv4(block),
-                IpNet::V6(block) => Peer::Ipv6(block),
-            },
-        }
-    }
-}
-
-fn peer_text(peer: Peer) -> String {
-    match peer {
-        Peer::Ipv4(block) => block.to_string(),
-        Peer::Ipv6(block) => block.to_string(),
-        Peer::PrefixList(list) => format!("pl/list{}", list.ix()),
-        Peer::Group(group) if group.ix() == 0 => format!("sg/{DEFAULT_GROUP}"),
-        Peer::Group(group) => format!("sg/g{}", group.ix()),
-    }
-}
-
-fn traffic(kind: u8, detail: u8, more: u8) -> Traffic {
-    match kind % 16 {
-        0 | 1 => Traffic::All,
-        2..=6 => Traffic::Tcp(ports(detail, more)),
-        7..=9 => Traffic::Udp(ports(detail, more)),
-        10 | 11 => Traffic::Icmp(icmp(&[8, 0, 3, 11], detail, more)),
-        12 | 13 => Traffic::Icmpv6(icmp(&[128, 129, 1, 2, 3], detail, more)),
-        _ => Traffic::Other(*pick(&PROTOCOLS, detail)),
-    }
-}
-
-fn ports(one: u8, other: u8) -> PortRange {
-    let (a, b) = (*pick(&PORTS, one), *pick(&PORTS, other));
-    // The top bits are free to choose the shape: the list is short.
-    match one >> 6 {
-        0 => PortRange::ALL,
-        1 => PortRange { from: a, to: a },
-        _ => PortRange {
-            from: a.min(b),
-            to: a.max(b),
-        },
-    }
-}
-
-fn icmp(kinds: &[u8], kind: u8, code: u8) -> IcmpMatch {
-    match code % 4 {
-        0 => IcmpMatch::Any,
-        1 => IcmpMatch::Type(*pick(kinds, kind)),
-        2 => IcmpMatch::TypeAndCode(*pick(kinds, kind), 0),
-        _ => IcmpMatch::TypeAndCode(*pick(kinds, kind), 4),
-    }
-}
-
-fn prefix_list(ix: usize, plan: &ListPlan, addresses: &[IpAddr]) -> PrefixList {
-    let family: Vec<IpAddr> = addresses
-        .iter()
-        .copied()
-        .filter(|address| address.is_ipv4() == plan.ipv4)
-        .collect();
-    let mut entries: Vec<IpNet> = Vec::new();
-    for &(address, length) in &plan.entries {
-        let entry = block(*pick(&family, address), length);
-        if !entries.contains(&entry) {
-            entries.push(entry);
-        }
-    }
-    PrefixList {
-        id: format!("pl-{ix:017x}"),
-        name: format!("list{ix}"),
-        entries,
-        place: place(),
-    }
-}
-
-/// A block around `address`: often a host, often one that nests with others.
-fn block(address: IpAddr, length: u8) -> IpNet {
-    let length = match address {
-        IpAddr::V4(_) => *pick(
-            &[32, 32, 31, 30, 29, 28, 25, 24, 24, 23, 16, 15, 8, 1, 0],
-            length,
-        ),
-        IpAddr::V6(_) => *pick(
-            &[128, 128, 127, 126, 120, 64, 64, 63, 56, 48, 33, 32, 1, 0],
-            length,
-        ),
-    };
-    IpNet::new(address, length)
-        .expect("the length is in range")
-        .trunc()
 }
 
 fn tracking((established, udp, stream): (u8, u8, u8)) -> Tracking {
@@ -596,8 +508,4 @@ fn nth_of(block: IpNet, nth: usize) -> IpAddr {
 
 fn net(text: &str) -> IpNet {
     text.parse().expect("a block")
-}
-
-fn place() -> Place {
-    Place::implied(Arc::from("random"))
 }

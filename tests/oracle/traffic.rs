@@ -1,7 +1,9 @@
 //! Random sequences of packets, waits and changes against a random model.
 //!
 //! Like a blueprint, a step is drawn as plain bytes; what they mean depends on
-//! the model and on what was sent before, and is settled while the case runs.
+//! the model and on what was sent before, and is settled while the case runs:
+//! here for a fresh packet, in `talk.rs` for what refers to an earlier one, in
+//! `datagrams.rs` for fragments.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,16 +13,23 @@ use proptest::prelude::*;
 use sgwall::model::{
     Attachment, Direction, Interface, InterfaceIx, Model, PortRange, Traffic, Via,
 };
-use sgwall::policy::oracle::{Judgement, Packet, Payload, TcpFlags};
+use sgwall::policy::oracle::{Packet, Payload, TcpFlags};
 
-use crate::models::{self, Blueprint, Change, PORTS, PROTOCOLS, pick};
-use crate::wire::min_length;
+use crate::datagrams::{self, DatagramPlan, FloodPlan, PartPlan};
+use crate::decode::short;
+use crate::models::{self, Blueprint, Change, pick};
+use crate::rules::{PORTS, PROTOCOLS};
+use crate::talk::{self, ErrorPlan, TurnPlan};
+use crate::wire::{Extension, Frame, header_length};
 
 /// A model and what happens to it.
 #[derive(Debug, Clone)]
 pub struct Case {
     /// The model at the start.
     pub blueprint: Blueprint,
+    /// Small numbers say how many flows are remembered at most; others: any
+    /// number.
+    pub capacity: u8,
     /// What happens, in order.
     pub steps: Vec<Step>,
 }
@@ -30,23 +39,26 @@ pub struct Case {
 pub enum Step {
     /// Somebody sends a packet.
     Send(PacketPlan),
-    /// An earlier packet is sent again, perhaps with other flags.
-    Again {
-        /// How many packets back.
-        back: u8,
-        /// Its flags.
-        flags: u8,
-    },
-    /// Whoever got (or would have got) an earlier packet answers it.
-    Reply {
-        /// How many packets back.
-        back: u8,
-        /// The answer's flags.
-        flags: u8,
-    },
+    /// Somebody sends a packet, and the two ends go on from there.
+    Talk(PacketPlan, Vec<TurnPlan>),
+    /// The conversation of an earlier packet goes on.
+    Turn(u8, TurnPlan),
+    /// Somebody sends an ICMP error about an earlier packet.
+    Error(u8, ErrorPlan),
+    /// Who got an earlier packet for others sends it on.
+    Forward(u8),
+    /// Somebody begins to send a datagram in fragments.
+    Datagram(DatagramPlan),
+    /// Another fragment of an earlier datagram is sent.
+    Part(u8, PartPlan),
+    /// Somebody sends many fragments at once.
+    Flood(FloodPlan),
     /// Time passes.
     Wait(u8),
-    /// Rules or memberships change.
+    /// Time passes until the flow of an earlier packet is about to idle out,
+    /// or just has; then it goes on.
+    Idle(u8, u8, TurnPlan),
+    /// Something changes in the model.
     Change(Change),
 }
 
@@ -64,26 +76,95 @@ pub struct PacketPlan {
     flags: u8,
     aim: u8,
     length: u8,
-}
-
-/// A packet that was sent, and the answer that its receiver would give.
-#[derive(Debug, Clone, Copy)]
-pub struct Sent {
-    packet: Packet,
-    answer: Option<Packet>,
+    number: u8,
+    dont_fragment: bool,
+    extension: u8,
 }
 
 /// Any case that these files can draw.
 pub fn case() -> impl Strategy<Value = Case> {
-    (models::blueprint(), vec(step(), 1..=60))
-        .prop_map(|(blueprint, steps)| Case { blueprint, steps })
+    (models::blueprint(), any::<u8>(), vec(step(), 1..=40)).prop_map(
+        |(blueprint, capacity, steps)| Case {
+            blueprint,
+            capacity,
+            steps,
+        },
+    )
+}
+
+impl Case {
+    /// How many flows are remembered at most.
+    pub fn capacity(&self) -> usize {
+        match self.capacity {
+            few @ 1..=16 => usize::from(few.div_ceil(2)) + 1,
+            _ => 1 << 20,
+        }
+    }
+}
+
+impl Step {
+    /// The same as steps that send a packet each, or none.
+    pub fn unrolled(&self) -> Vec<Self> {
+        match self {
+            Self::Talk(plan, turns) => {
+                let first = Self::Send(plan.clone());
+                let turns = turns.iter().map(|turn| Self::Turn(0, *turn));
+                std::iter::once(first).chain(turns).collect()
+            }
+            Self::Idle(back, _, turn) => vec![self.clone(), Self::Turn(*back, *turn)],
+            Self::Datagram(plan) => {
+                let parts = plan.first_parts();
+                let begin = Self::Datagram(plan.clone());
+                let parts = parts.into_iter().map(|part| Self::Part(0, part));
+                std::iter::once(begin).chain(parts).collect()
+            }
+            other => vec![other.clone()],
+        }
+    }
 }
 
 impl PacketPlan {
-    /// The packet that is meant in `model`.
-    pub fn build(&self, model: &Model) -> Packet {
+    /// The frame that is meant in `model`.
+    pub fn build(&self, model: &Model) -> Frame {
+        let extension = self.extension();
+        let packet = self.packet(model, extension);
+        let whole = match (packet.source.is_ipv4(), extension) {
+            (true, _) => Extension::Absent,
+            (false, extension) => extension,
+        };
+        Frame::new(packet, whole)
+    }
+
+    /// Likewise with a payload of so many bytes after the headers.
+    pub fn build_long(&self, model: &Model, payload: usize) -> Frame {
+        let mut packet = self.packet(model, Extension::Absent);
+        let ipv4 = packet.source.is_ipv4();
+        let extension = if ipv4 {
+            Extension::Absent
+        } else {
+            self.extension()
+        };
+        packet.length = header_length(ipv4, packet.payload, extension) + payload;
+        if let Payload::Tcp { data, .. } = &mut packet.payload {
+            *data = short(payload);
+        }
+        Frame::new(packet, extension)
+    }
+
+    fn extension(&self) -> Extension {
+        match self.extension % 8 {
+            6 => Extension::HopByHop,
+            7 => Extension::Destination,
+            _ => Extension::Absent,
+        }
+    }
+
+    fn packet(&self, model: &Model, extension: Extension) -> Packet {
         let from = InterfaceIx::new(usize::from(self.from) % model.interfaces.len());
         let sender = &model.interfaces[from.ix()];
+        if self.protocol > 250 {
+            return self.dhcp(from, sender);
+        }
         let spoofs = match self.spoof % 32 {
             0..=15 => false,
             // An interface without the check is there to send as others.
@@ -93,14 +174,38 @@ impl PacketPlan {
         };
         let destination = self.destination(model, sender, spoofs);
         let source = self.source(model, sender, spoofs, destination.is_ipv4());
-        let payload = self.payload(model, sender, destination);
-        Packet {
-            from,
-            source,
-            destination,
-            payload,
-            length: self.length(destination.is_ipv4(), payload),
+        let mut payload = self.payload(model, sender, destination);
+        let ipv4 = destination.is_ipv4();
+        let headers = header_length(ipv4, payload, extension);
+        let length = self.length(headers);
+        if let Payload::Tcp { data, .. } = &mut payload {
+            *data = short(length - headers);
         }
+        Packet {
+            dont_fragment: ipv4 && self.dont_fragment,
+            ..Packet::whole(from, source, destination, payload, length)
+        }
+    }
+
+    /// A DHCP client that knows nothing yet, or one that renews its lease.
+    fn dhcp(&self, from: InterfaceIx, sender: &Interface) -> Packet {
+        let own = sender.addresses[0].private;
+        let (source, destination, ports) = match (own, self.source % 4) {
+            (IpAddr::V4(_), 0 | 1) => ("0.0.0.0", "255.255.255.255", (68, 67)),
+            (IpAddr::V4(_), _) => ("10.0.1.9", "10.0.1.1", (68, 67)),
+            (IpAddr::V6(_), 0 | 1) => ("fe80::1", "ff02::1:2", (546, 547)),
+            (IpAddr::V6(_), _) => ("2001:db8:1::9", "2001:db8:1::5", (546, 547)),
+        };
+        let payload = match self.source_port % 8 {
+            // The server's answer, and something else from the same ports.
+            6 => self.udp(ports.1, ports.0),
+            7 => self.tcp(ports.0, ports.1),
+            _ => self.udp(ports.0, ports.1),
+        };
+        let parse = |text: &str| text.parse().expect("an address");
+        let (source, destination): (IpAddr, IpAddr) = (parse(source), parse(destination));
+        let length = header_length(source.is_ipv4(), payload, self.extension());
+        Packet::whole(from, source, destination, payload, length)
     }
 
     fn destination(&self, model: &Model, sender: &Interface, any_family: bool) -> IpAddr {
@@ -114,7 +219,8 @@ impl PacketPlan {
                 known.extend(private().into_iter().filter(IpAddr::is_ipv6));
                 known
             }
-            0..=7 => private(),
+            0..=6 => private(),
+            7 => service_addresses(model),
             8..=10 => public_addresses(model),
             11..=13 => addresses_of(model, Interface::is_external),
             14 => models::addresses(model),
@@ -149,13 +255,13 @@ impl PacketPlan {
 
     fn payload(&self, model: &Model, sender: &Interface, destination: IpAddr) -> Payload {
         let ipv4 = destination.is_ipv4();
-        // Half of the packets are shaped after a rule that they may meet.
-        let traffic = match self.aim % 2 {
-            0 => {
+        // Most packets are shaped after a rule that they may meet.
+        let traffic = match self.aim % 4 {
+            0 => None,
+            _ => {
                 let rules = rules_on_the_way(model, sender, destination);
-                (!rules.is_empty()).then(|| *pick(&rules, self.aim / 2))
+                (!rules.is_empty()).then(|| *pick(&rules, self.aim / 4))
             }
-            _ => None,
         };
         // A rule's ends and what lies just beyond them.
         let port = |range: PortRange| {
@@ -168,34 +274,41 @@ impl PacketPlan {
             *pick(&near, self.destination_port)
         };
         match traffic {
-            Some(Traffic::Tcp(range)) => self.tcp(port(range)),
-            Some(Traffic::Udp(range)) => self.udp(port(range)),
-            Some(Traffic::Icmp(_) | Traffic::Icmpv6(_)) if self.flags.is_multiple_of(2) => {
-                self.echo()
+            Some(Traffic::Tcp(range)) => self.tcp(self.source_port(port(range)), port(range)),
+            Some(Traffic::Udp(range)) => self.udp(self.source_port(port(range)), port(range)),
+            Some(Traffic::Icmp(_) | Traffic::Icmpv6(_)) if !self.flags.is_multiple_of(4) => {
+                self.query(ipv4)
             }
             Some(Traffic::Icmp(_) | Traffic::Icmpv6(_)) => self.icmp(ipv4),
             Some(Traffic::Other(number)) => Payload::Other(number),
-            Some(Traffic::All) | None => match self.protocol % 16 {
-                0..=6 => self.tcp(*pick(&PORTS, self.destination_port)),
-                7..=10 => self.udp(*pick(&PORTS, self.destination_port)),
-                11 | 12 => self.echo(),
-                13 => self.icmp(ipv4),
-                _ => Payload::Other(*pick(&PROTOCOLS, self.source_port)),
-            },
+            Some(Traffic::All) | None => {
+                let port = *pick(&PORTS, self.destination_port);
+                match self.protocol % 16 {
+                    0..=6 => self.tcp(self.source_port(port), port),
+                    7..=10 => self.udp(self.source_port(port), port),
+                    11 | 12 => self.query(ipv4),
+                    13 => self.icmp(ipv4),
+                    _ => Payload::Other(*pick(&PROTOCOLS, self.source_port)),
+                }
+            }
         }
     }
 
-    fn tcp(&self, destination_port: u16) -> Payload {
+    fn tcp(&self, source_port: u16, destination_port: u16) -> Payload {
         Payload::Tcp {
-            source_port: self.source_port(destination_port),
+            source_port,
             destination_port,
             flags: first_flags(self.flags),
+            // Some numbers wrap soon.
+            sequence: *pick(&[1000, 0, u32::MAX, u32::MAX - 1, 1 << 31], self.number),
+            acknowledgement: u32::from(self.number),
+            data: 0,
         }
     }
 
-    fn udp(&self, destination_port: u16) -> Payload {
+    fn udp(&self, source_port: u16, destination_port: u16) -> Payload {
         Payload::Udp {
-            source_port: self.source_port(destination_port),
+            source_port,
             destination_port,
         }
     }
@@ -209,93 +322,52 @@ impl PacketPlan {
         }
     }
 
-    fn echo(&self) -> Payload {
-        Payload::IcmpEcho {
-            request: self.protocol % 4 != 3,
+    fn query(&self, ipv4: bool) -> Payload {
+        let kinds: &[u8] = if ipv4 {
+            &[8, 8, 8, 8, 8, 0, 13, 13, 14, 15, 16, 17, 18]
+        } else {
+            &[128, 128, 128, 129]
+        };
+        Payload::IcmpQuery {
+            kind: *pick(kinds, self.flags / 4),
             id: u16::from(self.source_port % 2),
         }
     }
 
+    /// Messages of no flow that quote nothing.
     fn icmp(&self, ipv4: bool) -> Payload {
         let kinds: &[(u8, u8)] = if ipv4 {
-            &[(3, 0), (3, 1), (3, 4), (11, 0), (11, 4), (12, 0), (40, 0)]
+            &[
+                (3, 0),
+                (3, 4),
+                (11, 0),
+                (12, 0),
+                (40, 0),
+                (8, 1),
+                (5, 1),
+                (13, 2),
+            ]
         } else {
-            &[(1, 0), (1, 4), (2, 0), (3, 0), (3, 4), (4, 1), (200, 0)]
+            &[(1, 4), (2, 0), (3, 0), (4, 1), (200, 0), (128, 1), (137, 0)]
         };
         let (kind, code) = *pick(kinds, self.source_port);
-        Payload::Icmp { kind, code }
+        Payload::Icmp {
+            kind,
+            code,
+            quoted: None,
+        }
     }
 
-    fn length(&self, ipv4: bool, payload: Payload) -> usize {
+    fn length(&self, headers: usize) -> usize {
         match self.length {
-            250 => 1280,
-            251 => 1281,
-            252 => 1500,
-            253 => 1501,
-            254 => 9001,
-            255 => 9002,
-            little => min_length(ipv4, payload) + usize::from(little % 8),
+            little @ 0..=199 => headers + usize::from(little % 8),
+            big => *pick(
+                &[
+                    1280, 1281, 1400, 1401, 1500, 1501, 1501, 2800, 4500, 9001, 9002, 9002,
+                ],
+                big,
+            ),
         }
-    }
-}
-
-impl Sent {
-    /// Notes what was sent and what became of it.
-    pub fn new(model: &Model, packet: Packet, judgement: Judgement) -> Self {
-        let seen = match judgement {
-            Judgement::Delivered {
-                to,
-                source,
-                destination,
-                ..
-            } => Some((to, source, destination)),
-            // A dropped packet may be "answered" all the same: its receiver
-            // must find no state that the packet never made.
-            Judgement::Dropped { .. } => would_be_seen(model, &packet),
-        };
-        let answer = seen.map(|(to, source, destination)| Packet {
-            from: to,
-            source: destination,
-            destination: source,
-            payload: turned(packet.payload),
-            length: packet.length,
-        });
-        Self { packet, answer }
-    }
-
-    /// The same packet once more.
-    pub fn again(&self, flags: u8) -> Packet {
-        let mut packet = self.packet;
-        if let Payload::Tcp { flags: set, .. } = &mut packet.payload {
-            *set = match flags % 4 {
-                0 => *set,
-                1 => ACK,
-                _ => first_flags(flags / 4),
-            };
-        }
-        packet
-    }
-
-    /// The answer to it, if anybody could give one.
-    pub fn reply(&self, flags: u8) -> Option<Packet> {
-        let mut answer = self.answer?;
-        if let Payload::Tcp { flags: set, .. } = &mut answer.payload {
-            let natural = match *set {
-                TcpFlags {
-                    syn: true,
-                    ack: false,
-                    ..
-                } => SYN_ACK,
-                TcpFlags { fin: true, .. } => FIN_ACK,
-                _ => ACK,
-            };
-            *set = match flags % 8 {
-                0..=4 => natural,
-                5 => FIN_ACK,
-                _ => first_flags(flags / 8),
-            };
-        }
-        Some(answer)
     }
 }
 
@@ -303,7 +375,9 @@ impl Sent {
 /// millisecond short, exact, and a millisecond past; and halves, so that it
 /// shows what refreshes a flow and what does not.
 pub fn wait(by: u8) -> Duration {
-    const SECONDS: [u64; 14] = [10, 5, 30, 45, 60, 60, 120, 180, 350, 600, 432_000, 0, 5, 10];
+    const SECONDS: [u64; 15] = [
+        10, 5, 30, 15, 45, 60, 60, 120, 180, 350, 600, 432_000, 0, 5, 10,
+    ];
     let millisecond = Duration::from_millis(1);
     let timeout = Duration::from_secs(*pick(&SECONDS, by / 4));
     match by % 4 {
@@ -314,34 +388,18 @@ pub fn wait(by: u8) -> Duration {
     }
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        8 => packet_plan().prop_map(Step::Send),
-        5 => (back(), any::<u8>()).prop_map(|(back, flags)| Step::Again { back, flags }),
-        10 => (back(), any::<u8>()).prop_map(|(back, flags)| Step::Reply { back, flags }),
-        4 => any::<u8>().prop_map(Step::Wait),
-        2 => models::change().prop_map(Step::Change),
-    ]
-}
-
-/// Mostly the packet just sent: that is how conversations come about.
-fn back() -> impl Strategy<Value = u8> {
-    prop_oneof![
-        6 => Just(0u8),
-        2 => 1..=3u8,
-        1 => any::<u8>(),
-    ]
-}
-
-fn packet_plan() -> impl Strategy<Value = PacketPlan> {
+/// Any fresh packet.
+pub fn packet_plan() -> impl Strategy<Value = PacketPlan> {
     (
         any::<(u8, u8, u8, u8, u8)>(),
         any::<(u8, u8, u8, u8, u8, u8)>(),
+        any::<(u8, bool, u8)>(),
     )
         .prop_map(
             |(
                 (from, spoof, source, destination_kind, destination),
                 (protocol, source_port, destination_port, flags, aim, length),
+                (number, dont_fragment, extension),
             )| PacketPlan {
                 from,
                 spoof,
@@ -354,73 +412,75 @@ fn packet_plan() -> impl Strategy<Value = PacketPlan> {
                 flags,
                 aim,
                 length,
+                number,
+                dont_fragment,
+                extension,
             },
         )
 }
 
-const ACK: TcpFlags = flags(false, true, false, false);
-const SYN_ACK: TcpFlags = flags(true, true, false, false);
-const FIN_ACK: TcpFlags = flags(false, true, true, false);
+/// A packet that may well arrive: to somebody in the VPC, or from there, and in
+/// the sender's own name.
+fn friendly_plan() -> impl Strategy<Value = PacketPlan> {
+    (packet_plan(), any::<u8>()).prop_map(|(plan, more)| PacketPlan {
+        spoof: 0,
+        protocol: plan.protocol % 250,
+        destination_kind: if more < 150 { 0 } else { plan.destination_kind },
+        aim: plan.aim | 1,
+        ..plan
+    })
+}
 
-const fn flags(syn: bool, ack: bool, fin: bool, rst: bool) -> TcpFlags {
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        16 => packet_plan().prop_map(Step::Send),
+        14 => (friendly_plan(), vec(talk::turn_plan(), 1..=8))
+            .prop_map(|(plan, turns)| Step::Talk(plan, turns)),
+        20 => (back(), talk::turn_plan()).prop_map(|(back, turn)| Step::Turn(back, turn)),
+        8 => (back(), talk::error_plan()).prop_map(|(back, error)| Step::Error(back, error)),
+        4 => back().prop_map(Step::Forward),
+        6 => datagrams::datagram_plan().prop_map(Step::Datagram),
+        10 => (back(), datagrams::part_plan()).prop_map(|(back, part)| Step::Part(back, part)),
+        6 => any::<u8>().prop_map(Step::Wait),
+        10 => (back(), any::<u8>(), talk::turn_plan())
+            .prop_map(|(back, by, turn)| Step::Idle(back, by, turn)),
+        12 => models::change().prop_map(Step::Change),
+    ]
+}
+
+/// [`case`]s with many fragments, which take long.
+pub fn flooded_case() -> impl Strategy<Value = Case> {
+    let step = prop_oneof![
+        1 => datagrams::flood_plan().prop_map(Step::Flood),
+        2 => step(),
+    ];
+    (models::blueprint(), vec(step, 1..=5)).prop_map(|(blueprint, steps)| Case {
+        blueprint,
+        capacity: 0,
+        steps,
+    })
+}
+
+/// Mostly the packet just sent: that is how conversations come about.
+fn back() -> impl Strategy<Value = u8> {
+    prop_oneof![
+        6 => Just(0u8),
+        2 => 1..=3u8,
+        1 => any::<u8>(),
+    ]
+}
+
+/// Flags by their names.
+pub const fn flags(syn: bool, ack: bool, fin: bool, rst: bool) -> TcpFlags {
     TcpFlags { syn, ack, fin, rst }
 }
 
 /// Mostly a SYN, else anything, sense or nonsense.
-fn first_flags(by: u8) -> TcpFlags {
+pub fn first_flags(by: u8) -> TcpFlags {
     match by % 32 {
         0..=15 => flags(true, false, false, false),
         bits => flags(bits & 1 != 0, bits & 2 != 0, bits & 4 != 0, bits & 8 != 0),
     }
-}
-
-/// The payload as the other side would send it back.
-fn turned(payload: Payload) -> Payload {
-    match payload {
-        Payload::Tcp {
-            source_port,
-            destination_port,
-            flags,
-        } => Payload::Tcp {
-            source_port: destination_port,
-            destination_port: source_port,
-            flags,
-        },
-        Payload::Udp {
-            source_port,
-            destination_port,
-        } => Payload::Udp {
-            source_port: destination_port,
-            destination_port: source_port,
-        },
-        Payload::IcmpEcho { request, id } => Payload::IcmpEcho {
-            request: !request,
-            id,
-        },
-        Payload::Icmp { .. } | Payload::Other(_) => payload,
-    }
-}
-
-/// Who would receive the packet if every group let it pass, and how: good
-/// enough to make up a plausible answer.
-fn would_be_seen(model: &Model, packet: &Packet) -> Option<(InterfaceIx, IpAddr, IpAddr)> {
-    for (ix, interface) in model.interfaces() {
-        for address in &interface.addresses {
-            if address.private == packet.destination {
-                return Some((ix, packet.source, packet.destination));
-            }
-            if address.public.map(IpAddr::V4) == Some(packet.destination) {
-                let source = model.interfaces[packet.from.ix()]
-                    .addresses
-                    .iter()
-                    .find(|its| its.private == packet.source)
-                    .and_then(|its| its.public)
-                    .map_or(packet.source, IpAddr::V4);
-                return Some((ix, source, address.private));
-            }
-        }
-    }
-    None
 }
 
 /// What the rules cover that a packet from `sender` to `destination` may meet.
@@ -463,8 +523,35 @@ fn public_addresses(model: &Model) -> Vec<IpAddr> {
         .collect()
 }
 
+/// Where the services of the VPC are, and what lies beside them.
+fn service_addresses(model: &Model) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = parse(&[
+        "10.0.0.2",
+        "10.0.0.1",
+        "10.1.0.2",
+        "169.254.169.253",
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.169.250",
+        "169.254.169.123",
+        "169.254.169.252",
+        "fd00:ec2::253",
+        "fd00:ec2::254",
+        "fd00:ec2::123",
+        "fd00:ec2::1",
+        "2001:db8:1::2",
+    ]);
+    for block in model.subnets.iter().flat_map(|subnet| &subnet.cidrs) {
+        addresses.push(match block.network() {
+            IpAddr::V4(base) => IpAddr::V4((base.to_bits() + 1).into()),
+            IpAddr::V6(base) => IpAddr::V6((base.to_bits() + 1).into()),
+        });
+    }
+    addresses
+}
+
 fn odd_addresses() -> Vec<IpAddr> {
-    [
+    parse(&[
         "224.0.0.1",
         "239.255.255.250",
         "255.255.255.255",
@@ -483,8 +570,12 @@ fn odd_addresses() -> Vec<IpAddr> {
         "fe80::1",
         "2001:db8:1:ff::1",
         "2001:db8:f::ff",
-    ]
-    .iter()
-    .map(|text| text.parse().expect("an address"))
-    .collect()
+    ])
+}
+
+fn parse(texts: &[&str]) -> Vec<IpAddr> {
+    texts
+        .iter()
+        .map(|text| text.parse().expect("an address"))
+        .collect()
 }

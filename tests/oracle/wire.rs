@@ -1,141 +1,228 @@
-//! Packets as bytes: built with etherparse, read back by hand, so that the two
-//! check each other.
+//! Packets as bytes: built with etherparse, read back by hand (`decode.rs`), so
+//! that the two check each other.
 
 use std::net::IpAddr;
 
-use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
-use sgwall::policy::oracle::{Packet, Payload, TcpFlags};
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6FlowLabel, Ipv6Header,
+    Ipv6RawExtHeader, PacketBuilder, PacketBuilderStep,
+};
+use sgwall::model::InterfaceIx;
+use sgwall::policy::oracle::{Packet, Payload, Quoted, Speech};
 
-/// The bytes of `packet`: checksums right, padded to `packet.length`.
+use crate::decode;
+
+/// A packet, read and as bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// What the oracle reads.
+    pub packet: Packet,
+    /// What an engine reads.
+    pub bytes: Vec<u8>,
+}
+
+/// An extension header of an IPv6 packet; it makes no difference to anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    /// There is none.
+    Absent,
+    /// Read by everybody on the way: it stands before a fragment header.
+    HopByHop,
+    /// Read by the receiver: it stands in the datagram, behind one.
+    Destination,
+}
+
+/// Bytes of an extension header.
+const EXTENSION: usize = 8;
+/// Bytes of a quoted packet's payload, as its header says; most are cut off.
+const QUOTED_BODY: usize = 64;
+/// What whole packets have as identification.
+const IDENTIFICATION: u16 = 0x5347;
+const HOP_LIMIT: u8 = 64;
+
+impl Frame {
+    /// A whole packet.
+    pub fn new(packet: Packet, extension: Extension) -> Self {
+        Self {
+            packet,
+            bytes: encode(&packet, extension),
+        }
+    }
+
+    /// What `from` sends as `bytes`.
+    ///
+    /// # Panics
+    /// If nobody could read them.
+    pub fn read(from: InterfaceIx, bytes: Vec<u8>) -> Self {
+        let packet = decode::lenient(from, &bytes).expect("bytes of our own");
+        Self { packet, bytes }
+    }
+
+    /// The same, sent by another.
+    pub fn sent_by(&self, from: InterfaceIx) -> Self {
+        let mut frame = self.clone();
+        frame.packet.from = from;
+        frame
+    }
+}
+
+/// Bytes of the headers of a whole packet, up to what it carries.
+pub fn header_length(ipv4: bool, payload: Payload, extension: Extension) -> usize {
+    let ip = match (ipv4, extension) {
+        (true, _) => 20,
+        (false, Extension::Absent) => 40,
+        (false, _) => 40 + EXTENSION,
+    };
+    ip + match payload {
+        Payload::Tcp { .. } => 20,
+        Payload::Udp { .. } | Payload::IcmpQuery { .. } | Payload::Icmp { .. } => 8,
+        Payload::Other(_) | Payload::Headless(_) => 0,
+    }
+}
+
+/// The bytes of a whole `packet`: checksums right, padded to `packet.length`.
 ///
 /// # Panics
-/// Below [`min_length`], or when the families of the addresses differ.
-pub fn encode(packet: &Packet) -> Vec<u8> {
-    let room = packet.length - header_length(packet);
+/// If it isn't whole, is shorter than its headers, or mixes families.
+pub fn encode(packet: &Packet, extension: Extension) -> Vec<u8> {
+    assert_eq!(packet.fragment, None, "{packet}");
+    let ipv4 = packet.source.is_ipv4();
+    let room = packet.length - header_length(ipv4, packet.payload, extension);
     let body = match packet.payload {
-        Payload::Icmp { kind, .. } if is_icmp_error(packet, kind) => embedded(packet, room),
+        Payload::Icmp {
+            quoted: Some(quoted),
+            ..
+        } => quote(&quoted, room),
         _ => (0..=u8::MAX).cycle().take(room).collect(),
     };
-    let ip = match (packet.source, packet.destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
-        }
-        _ => panic!("one packet has one family: {packet}"),
-    };
+    let ip = PacketBuilder::ip(ip_headers(packet, extension));
     let mut bytes = Vec::with_capacity(packet.length);
     write(ip, packet, &body, &mut bytes);
     assert_eq!(bytes.len(), packet.length, "{packet}");
     bytes
 }
 
-/// The shortest that a packet with this payload can be.
-pub fn min_length(ipv4: bool, payload: Payload) -> usize {
-    let ip = if ipv4 { 20 } else { 40 };
-    ip + match payload {
-        Payload::Tcp { .. } => 20,
-        Payload::Udp { .. } | Payload::IcmpEcho { .. } => 8,
-        // Room for the packet that an error is about: header and eight bytes.
-        Payload::Icmp { .. } => 8 + ip + 8,
-        Payload::Other(_) => 0,
+/// A part of a datagram, as a fragment's header says it.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// The identification.
+    pub id: u16,
+    /// Bytes of the datagram before it; only multiples of 8 can be said.
+    pub offset: usize,
+    /// Bytes of the datagram in it.
+    pub length: usize,
+    /// Whether it claims that more follows.
+    pub more: bool,
+    /// IPv4's DF.
+    pub dont_fragment: bool,
+}
+
+/// The fragment of the whole packet `bytes` that carries `part`; past the
+/// datagram's end it is filled up with zeros.
+pub fn cut(bytes: &[u8], part: Part) -> Vec<u8> {
+    let (header, datagram) = bytes.split_at(datagram_start(bytes));
+    let payload: Vec<u8> = datagram
+        .iter()
+        .copied()
+        .skip(part.offset)
+        .chain(std::iter::repeat(0))
+        .take(part.length)
+        .collect();
+    let units = u16::try_from(part.offset / 8).expect("an offset has 13 bits");
+    let mut fragment = header.to_vec();
+    if bytes[0] >> 4 == 4 {
+        let flags = u16::from(part.dont_fragment) << 14 | u16::from(part.more) << 13;
+        fragment[4..6].copy_from_slice(&part.id.to_be_bytes());
+        fragment[6..8].copy_from_slice(&(flags | units).to_be_bytes());
+        fragment.extend(payload);
+        decode::finish_v4(&mut fragment);
+    } else {
+        // The last header before the datagram names the fragment header now,
+        // which names what the datagram begins with.
+        let at = if header.len() == 40 { 6 } else { 40 };
+        let next = std::mem::replace(&mut fragment[at], 44);
+        let field = units << 3 | u16::from(part.more);
+        fragment.extend([next, 0]);
+        fragment.extend(field.to_be_bytes());
+        fragment.extend(u32::from(part.id).to_be_bytes());
+        fragment.extend(payload);
+        decode::finish_v6(&mut fragment);
+    }
+    fragment
+}
+
+/// Where the datagram starts in a whole packet: what its fragments share
+/// stands before.
+pub fn datagram_start(bytes: &[u8]) -> usize {
+    match (bytes[0] >> 4, bytes[6]) {
+        (4, _) => 20,
+        (_, 0) => 40 + EXTENSION,
+        _ => 40,
     }
 }
 
-/// What a receiver reads from `bytes`; `packet.from` is only handed through.
-///
-/// # Errors
-/// What is wrong with the bytes: lengths, checksums.
-pub fn decode(from: sgwall::model::InterfaceIx, bytes: &[u8]) -> Result<Packet, String> {
-    let version = bytes.first().ok_or("empty")? >> 4;
-    let (source, destination, protocol, rest) = match version {
-        4 => {
-            need(bytes, 20)?;
-            if bytes[0] != 0x45 || be16(bytes, 2) != bytes.len() {
-                return Err("IPv4 lengths disagree".into());
-            }
-            if sum(&bytes[..20], 0) != 0xffff {
-                return Err("IPv4 header checksum is wrong".into());
-            }
-            let address =
-                |at: usize| IpAddr::from(<[u8; 4]>::try_from(&bytes[at..at + 4]).expect("4"));
-            (address(12), address(16), bytes[9], &bytes[20..])
+fn ip_headers(packet: &Packet, extension: Extension) -> IpHeaders {
+    match (packet.source, packet.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let header = Ipv4Header {
+                identification: IDENTIFICATION,
+                dont_fragment: packet.dont_fragment,
+                time_to_live: HOP_LIMIT,
+                source: source.octets(),
+                destination: destination.octets(),
+                ..Ipv4Header::default()
+            };
+            IpHeaders::Ipv4(header, Ipv4Extensions::default())
         }
-        6 => {
-            need(bytes, 40)?;
-            if be16(bytes, 4) + 40 != bytes.len() {
-                return Err("IPv6 lengths disagree".into());
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let header = Ipv6Header {
+                traffic_class: 0,
+                flow_label: Ipv6FlowLabel::ZERO,
+                payload_length: 0,
+                next_header: IpNumber(0),
+                hop_limit: HOP_LIMIT,
+                source: source.octets(),
+                destination: destination.octets(),
+            };
+            // An option of four zeros, of a kind that may be skipped.
+            let options = Ipv6RawExtHeader::new_raw(IpNumber(0), &[0x1e, 4, 0, 0, 0, 0])
+                .expect("six bytes fill the smallest");
+            let mut extensions = Ipv6Extensions::default();
+            match extension {
+                Extension::Absent => {}
+                Extension::HopByHop => extensions.hop_by_hop_options = Some(options),
+                Extension::Destination => extensions.destination_options = Some(options),
             }
-            let address =
-                |at: usize| IpAddr::from(<[u8; 16]>::try_from(&bytes[at..at + 16]).expect("16"));
-            (address(8), address(24), bytes[6], &bytes[40..])
+            IpHeaders::Ipv6(header, extensions)
         }
-        other => return Err(format!("IP version {other}")),
-    };
-    let payload = match (protocol, version) {
-        (6, _) => {
-            need(rest, 20)?;
-            verify(source, destination, protocol, rest)?;
-            let flags = rest[13];
-            Payload::Tcp {
-                source_port: port(rest, 0),
-                destination_port: port(rest, 2),
-                flags: TcpFlags {
-                    fin: flags & 1 != 0,
-                    syn: flags & 2 != 0,
-                    rst: flags & 4 != 0,
-                    ack: flags & 16 != 0,
-                },
-            }
-        }
-        (17, _) => {
-            need(rest, 8)?;
-            if be16(rest, 4) != rest.len() {
-                return Err("UDP lengths disagree".into());
-            }
-            verify(source, destination, protocol, rest)?;
-            Payload::Udp {
-                source_port: port(rest, 0),
-                destination_port: port(rest, 2),
-            }
-        }
-        (1, 4) => {
-            need(rest, 8)?;
-            if sum(rest, 0) != 0xffff {
-                return Err("ICMP checksum is wrong".into());
-            }
-            icmp(rest, [8, 0])
-        }
-        (58, 6) => {
-            need(rest, 8)?;
-            verify(source, destination, protocol, rest)?;
-            icmp(rest, [128, 129])
-        }
-        (number, _) => Payload::Other(number),
-    };
-    Ok(Packet {
-        from,
-        source,
-        destination,
-        payload,
-        length: bytes.len(),
-    })
+        _ => panic!("one packet has one family: {packet}"),
+    }
 }
 
 fn write(ip: PacketBuilderStep<IpHeaders>, packet: &Packet, body: &[u8], bytes: &mut Vec<u8>) {
+    let ipv4 = packet.source.is_ipv4();
+    let icmp = |ip: PacketBuilderStep<IpHeaders>, kind, code, rest, bytes: &mut Vec<u8>| {
+        if ipv4 {
+            ip.icmpv4_raw(kind, code, rest).write_to_vec(bytes, body)
+        } else {
+            ip.icmpv6_raw(kind, code, rest).write_to_vec(bytes, body)
+        }
+    };
     let written = match packet.payload {
         Payload::Tcp {
             source_port,
             destination_port,
             flags,
+            sequence,
+            acknowledgement,
+            data,
         } => {
-            let mut tcp = ip.tcp(source_port, destination_port, 1, 65_000);
+            assert_eq!(data as usize, body.len(), "{packet}");
+            let mut tcp = ip.tcp(source_port, destination_port, sequence, 65_000);
+            // The number is there without the flag too, and means nothing.
+            tcp = tcp.ack(acknowledgement);
             if flags.syn {
                 tcp = tcp.syn();
-            }
-            if flags.ack {
-                tcp = tcp.ack(1);
             }
             if flags.fin {
                 tcp = tcp.fin();
@@ -143,7 +230,11 @@ fn write(ip: PacketBuilderStep<IpHeaders>, packet: &Packet, body: &[u8], bytes: 
             if flags.rst {
                 tcp = tcp.rst();
             }
-            tcp.write_to_vec(bytes, body)
+            let written = tcp.write_to_vec(bytes, body);
+            if !flags.ack {
+                decode::clear_tcp_ack(bytes);
+            }
+            written
         }
         Payload::Udp {
             source_port,
@@ -151,110 +242,71 @@ fn write(ip: PacketBuilderStep<IpHeaders>, packet: &Packet, body: &[u8], bytes: 
         } => ip
             .udp(source_port, destination_port)
             .write_to_vec(bytes, body),
-        Payload::IcmpEcho { request, id } => match (packet.source.is_ipv4(), request) {
-            (true, true) => ip.icmpv4_echo_request(id, 1).write_to_vec(bytes, body),
-            (true, false) => ip.icmpv4_echo_reply(id, 1).write_to_vec(bytes, body),
-            (false, true) => ip.icmpv6_echo_request(id, 1).write_to_vec(bytes, body),
-            (false, false) => ip.icmpv6_echo_reply(id, 1).write_to_vec(bytes, body),
-        },
-        Payload::Icmp { kind, code } => {
-            if packet.source.is_ipv4() {
-                ip.icmpv4_raw(kind, code, [0; 4]).write_to_vec(bytes, body)
-            } else {
-                ip.icmpv6_raw(kind, code, [0; 4]).write_to_vec(bytes, body)
-            }
+        Payload::IcmpQuery { kind, id } => {
+            let [high, low] = id.to_be_bytes();
+            icmp(ip, kind, 0, [high, low, 0, 1], bytes)
         }
+        Payload::Icmp { kind, code, .. } => icmp(ip, kind, code, [0; 4], bytes),
         Payload::Other(number) => ip.write_to_vec(bytes, IpNumber(number), body),
+        Payload::Headless(_) => panic!("a whole packet has its headers: {packet}"),
     };
     written.expect("the packet fits its headers");
 }
 
-fn header_length(packet: &Packet) -> usize {
-    let ip = if packet.source.is_ipv4() { 20 } else { 40 };
-    ip + match packet.payload {
-        Payload::Tcp { .. } => 20,
-        Payload::Udp { .. } | Payload::IcmpEcho { .. } | Payload::Icmp { .. } => 8,
-        Payload::Other(_) => 0,
-    }
-}
-
-/// ICMP types that carry the packet they are about (RFC 792, RFC 4443 §2.1).
-fn is_icmp_error(packet: &Packet, kind: u8) -> bool {
-    if packet.source.is_ipv4() {
-        matches!(kind, 3 | 4 | 5 | 11 | 12)
-    } else {
-        kind < 128
-    }
-}
-
-/// The packet that an ICMP error is about: from the error's receiver to its
-/// sender, cut off where the room ends.
-fn embedded(packet: &Packet, room: usize) -> Vec<u8> {
-    let about = Packet {
-        source: packet.destination,
-        destination: packet.source,
-        payload: Payload::Udp {
+/// What an ICMP error quotes of a packet: `room` bytes. Less than 8 bytes past
+/// the IP header say nothing of the conversation, so what has none is cut off
+/// there, or is a fragment other than the first if there is room for more.
+fn quote(quoted: &Quoted, room: usize) -> Vec<u8> {
+    let about = Packet::whole(
+        InterfaceIx::new(0),
+        quoted.source,
+        quoted.destination,
+        Payload::Udp {
             source_port: 40_000,
             destination_port: 53,
         },
-        length: room,
-        ..*packet
+        0,
+    );
+    let payload = match quoted.speech {
+        None => about.payload,
+        Some(Speech::Tcp {
+            source_port,
+            destination_port,
+        }) => Payload::Tcp {
+            source_port,
+            destination_port,
+            flags: Default::default(),
+            sequence: 1,
+            acknowledgement: 0,
+            data: decode::short(QUOTED_BODY),
+        },
+        Some(Speech::Udp {
+            source_port,
+            destination_port,
+        }) => Payload::Udp {
+            source_port,
+            destination_port,
+        },
+        Some(Speech::Query { kind, id }) => Payload::IcmpQuery { kind, id },
+        Some(Speech::Other(number)) => Payload::Other(number),
     };
-    encode(&about)
-}
-
-fn icmp(message: &[u8], [request, reply]: [u8; 2]) -> Payload {
-    let (kind, code) = (message[0], message[1]);
-    let id = port(message, 4);
-    match (kind, code) {
-        (kind, 0) if kind == request => Payload::IcmpEcho { request: true, id },
-        (kind, 0) if kind == reply => Payload::IcmpEcho { request: false, id },
-        _ => Payload::Icmp { kind, code },
+    let headers = header_length(quoted.source.is_ipv4(), payload, Extension::Absent);
+    let about = Packet {
+        payload,
+        length: headers + QUOTED_BODY,
+        ..about
+    };
+    let mut bytes = encode(&about, Extension::Absent);
+    if quoted.speech.is_none() && room >= datagram_start(&bytes) + 8 {
+        let later = Part {
+            id: 1,
+            offset: 16,
+            length: QUOTED_BODY,
+            more: true,
+            dont_fragment: false,
+        };
+        bytes = cut(&bytes, later);
     }
-}
-
-/// Checks a checksum over pseudo-header and segment (RFC 9293 §3.1, RFC 8200 §8.1).
-fn verify(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> Result<(), String> {
-    let mut pseudo = Vec::new();
-    for address in [source, destination] {
-        match address {
-            IpAddr::V4(address) => pseudo.extend(address.octets()),
-            IpAddr::V6(address) => pseudo.extend(address.octets()),
-        }
-    }
-    let length = u32::try_from(segment.len()).expect("a packet is short");
-    pseudo.extend(length.to_be_bytes());
-    pseudo.extend([0, 0, 0, protocol]);
-    let start = sum(&pseudo, 0);
-    if sum(segment, start) == 0xffff {
-        Ok(())
-    } else {
-        Err(format!("checksum of protocol {protocol} is wrong"))
-    }
-}
-
-/// The ones' complement sum of 16-bit words (RFC 1071), continued from `start`.
-fn sum(bytes: &[u8], start: u32) -> u32 {
-    let mut total = start;
-    for word in bytes.chunks(2) {
-        let low = word.get(1).copied().unwrap_or(0);
-        total += u32::from(u16::from_be_bytes([word[0], low]));
-        total = (total & 0xffff) + (total >> 16);
-    }
-    total
-}
-
-fn need(bytes: &[u8], length: usize) -> Result<(), String> {
-    if bytes.len() < length {
-        return Err(format!("{} bytes where {length} are needed", bytes.len()));
-    }
-    Ok(())
-}
-
-fn port(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn be16(bytes: &[u8], at: usize) -> usize {
-    usize::from(port(bytes, at))
+    bytes.resize(room, 0);
+    bytes
 }
