@@ -288,10 +288,10 @@ fn quoted(ipv4: bool, quote: &[u8], strict: bool) -> Result<Option<Quoted>, Stri
 ///
 /// # Errors
 /// If they leave gaps or overlap, or disagree about the end.
-pub fn reassemble(fragments: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+pub fn reassemble<'f>(fragments: impl Iterator<Item = &'f Vec<u8>>) -> Result<Vec<u8>, String> {
     let mut parts: Vec<(usize, usize, bool, &Vec<u8>)> = Vec::new();
     for bytes in fragments {
-        let packet = decode(InterfaceIx::new(0), bytes)?;
+        let packet = lenient(InterfaceIx::new(0), bytes)?;
         let Some(fragment) = packet.fragment else {
             return Err("a whole packet among fragments".into());
         };

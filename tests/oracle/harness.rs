@@ -26,20 +26,25 @@ pub trait Engine {
     fn judge(&mut self, frame: &Frame, now: Duration) -> Verdict;
 }
 
+/// The router's answer and the MTU that it tells; or why and where that answer
+/// is dropped.
+pub type Answered = Result<(Packet, u16), Refusal>;
+
 /// What a packet sets off, as far as it can be seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// What becomes of the packet itself.
     pub judgement: Judgement,
-    /// What the router answers it, and the MTU that it tells; or why and where
-    /// that answer is dropped.
-    pub answer: Option<Result<(Packet, u16), Refusal>>,
+    /// What the router answers it.
+    pub answer: Option<Answered>,
     /// What becomes of fragments that waited for it, in order.
     pub released: Vec<Judgement>,
     /// Fragments that waited, and died of it.
     pub lost: usize,
     /// Fragments that waited in vain and died before it.
     pub orphans: Vec<(InterfaceIx, u64)>,
+    /// What is wrong with the bytes that came out.
+    pub wrong: Option<String>,
 }
 
 impl From<Outcome> for Verdict {
@@ -57,6 +62,23 @@ impl From<Outcome> for Verdict {
                 .collect(),
             lost: outcome.lost,
             orphans: outcome.orphans,
+            wrong: None,
+        }
+    }
+}
+
+impl Verdict {
+    /// That of an engine whose output is wrong.
+    pub fn of_wrong(frame: &Frame, why: String) -> Self {
+        Self {
+            judgement: Judgement::Held {
+                at: frame.packet.from,
+            },
+            answer: None,
+            released: Vec::new(),
+            lost: 0,
+            orphans: Vec::new(),
+            wrong: Some(why),
         }
     }
 }

@@ -11,21 +11,31 @@ use sgwall::datapath::{self, Datapath, Fate, Silent};
 use sgwall::model::{InterfaceIx, Model};
 use sgwall::packet;
 use sgwall::policy::Policy;
-use sgwall::policy::oracle::{Admission, Judgement, Packet, Refusal};
+use sgwall::policy::oracle::{Admission, Judgement, Packet};
 
-use crate::decode::{decode, reassemble, short};
-use crate::harness::{Engine, Verdict};
+use crate::decode::{decode, lenient, reassemble, short};
+use crate::harness::{Answered, Engine, Verdict};
 use crate::wire::Frame;
 
 /// The engine that the oracle judges.
 pub struct UnderTest {
     policy: Policy,
     datapath: Datapath,
-    arrived: HashMap<Name, Vec<Vec<u8>>>,
+    /// Fragments that waited, as they were sent.
+    held: Vec<Frame>,
+    /// Fragments that arrived, and as they were sent.
+    arrived: HashMap<Name, Vec<Pair>>,
 }
 
 /// What fragments of a datagram share where they arrive.
 type Name = (InterfaceIx, IpAddr, IpAddr, u8, u32);
+
+/// The same packet as it arrived, and as it was sent.
+#[derive(Debug)]
+struct Pair {
+    arrived: Vec<u8>,
+    sent: Vec<u8>,
+}
 
 impl UnderTest {
     /// One for `model`.
@@ -33,28 +43,65 @@ impl UnderTest {
         Box::new(Self {
             policy: Policy::compile(model, None),
             datapath: Datapath::new(capacity),
+            held: Vec::new(),
             arrived: HashMap::new(),
+        })
+    }
+
+    fn try_to_judge(&mut self, frame: &Frame, now: Duration) -> Result<Verdict, String> {
+        let from = frame.packet.from;
+        let now = Millis::from(now);
+        let mut orphans = self.datapath.sweep(now).orphans;
+        orphans.sort_unstable();
+        let mut bytes = frame.bytes.clone();
+        let verdict = self
+            .datapath
+            .judge(&self.policy, from, &mut bytes, now, &mut Silent);
+        let judgement = self.judgement(&frame.bytes, from, &verdict, &bytes)?;
+        if let Judgement::Held { .. } = judgement {
+            self.held.push(frame.clone());
+        }
+        let mut released = Vec::new();
+        while let Some((bytes, verdict)) = self.datapath.next_released(from) {
+            let sent = self.sent_as(from, &bytes)?;
+            released.push(self.judgement(&sent, from, &verdict, &bytes)?);
+        }
+        if verdict.released == released.is_empty() {
+            return Err("`released` is wrong".into());
+        }
+        Ok(Verdict {
+            judgement,
+            answer: answer(frame, &verdict, &bytes)?,
+            released,
+            lost: usize::from(verdict.lost),
+            orphans,
+            wrong: None,
         })
     }
 
     /// The judgement of a packet that `from` sent, of which `bytes` are left.
     fn judgement(
         &mut self,
+        sent: &[u8],
         from: InterfaceIx,
         verdict: &datapath::Verdict,
         bytes: &[u8],
-    ) -> Judgement {
+    ) -> Result<Judgement, String> {
         let (to, length, split) = match verdict.fate {
-            Fate::Drop { reason, at } => return Judgement::Dropped { reason, at },
-            Fate::Hold { at } => return Judgement::Held { at },
+            Fate::Drop { reason, at } => return Ok(Judgement::Dropped { reason, at }),
+            Fate::Hold { at } => return Ok(Judgement::Held { at }),
             Fate::Forward { to, length, split } => (to, length, split),
         };
-        let packet = decode(from, &bytes[..length])
-            .unwrap_or_else(|why| panic!("{why} in what is forwarded: {:02x?}", &bytes[..length]));
+        let bytes = &bytes[..length];
+        // Who sends nonsense has it forwarded.
+        let packet = match decode(from, sent) {
+            Ok(_) => decode(from, bytes)?,
+            Err(_) => lenient(from, bytes)?,
+        };
         if let Some(mtu) = split {
-            check_split(&bytes[..length], mtu);
+            check_split(bytes, mtu)?;
         }
-        self.collect(&packet, &bytes[..length]);
+        self.collect(&packet, sent, bytes)?;
         let (egress, ingress) = if packet.is_later_fragment() {
             // Whatever let the first one pass.
             (None, None)
@@ -64,20 +111,31 @@ impl UnderTest {
                 verdict.ingress.map(admission),
             )
         };
-        Judgement::Delivered {
+        Ok(Judgement::Delivered {
             to,
             packet,
             split,
             egress,
             ingress,
-        }
+        })
     }
 
-    /// Puts together what arrives in fragments: the whole must have right
-    /// checksums too, though no fragment shows them.
-    fn collect(&mut self, packet: &Packet, bytes: &[u8]) {
+    /// A fragment that waited, as it was sent: its addresses may be others now.
+    fn sent_as(&self, from: InterfaceIx, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        let released = lenient(from, bytes)?.fragment;
+        self.held
+            .iter()
+            .rev()
+            .find(|held| held.packet.from == from && held.packet.fragment == released)
+            .map(|held| held.bytes.clone())
+            .ok_or_else(|| "a fragment is released that never waited".into())
+    }
+
+    /// Puts together what arrives in fragments: where what was sent has right
+    /// checksums as a whole, what arrives must too, though no fragment shows it.
+    fn collect(&mut self, packet: &Packet, sent: &[u8], arrived: &[u8]) -> Result<(), String> {
         let Some(fragment) = packet.fragment else {
-            return;
+            return Ok(());
         };
         let name = (
             packet.from,
@@ -86,16 +144,21 @@ impl UnderTest {
             fragment.protocol,
             fragment.id,
         );
-        let parts = self.arrived.entry(name).or_default();
+        let pairs = self.arrived.entry(name).or_default();
         if fragment.offset == 0 {
-            parts.clear();
+            pairs.clear();
         }
-        parts.push(bytes.to_vec());
-        if let Ok(whole) = reassemble(parts) {
-            decode(packet.from, &whole)
-                .unwrap_or_else(|why| panic!("{why} in what was put together: {whole:02x?}"));
-            self.arrived.remove(&name);
+        pairs.push(Pair {
+            arrived: arrived.to_vec(),
+            sent: sent.to_vec(),
+        });
+        let sent = reassemble(pairs.iter().map(|pair| &pair.sent));
+        let is_right = |whole: &Vec<u8>| decode(packet.from, whole).is_ok();
+        if sent.is_ok_and(|whole| is_right(&whole)) {
+            let whole = reassemble(pairs.iter().map(|pair| &pair.arrived))?;
+            decode(packet.from, &whole).map_err(|why| format!("{why} in what was put together"))?;
         }
+        Ok(())
     }
 }
 
@@ -105,20 +168,8 @@ impl Engine for UnderTest {
     }
 
     fn judge(&mut self, frame: &Frame, now: Duration) -> Verdict {
-        let from = frame.packet.from;
-        let now = Millis::from(now);
-        self.datapath.flows().sweep(now);
-        let mut bytes = frame.bytes.clone();
-        let verdict = self
-            .datapath
-            .judge(&self.policy, from, &mut bytes, now, &mut Silent);
-        Verdict {
-            judgement: self.judgement(from, &verdict, &bytes),
-            answer: answer(frame, &verdict, &bytes),
-            released: Vec::new(),
-            lost: usize::from(verdict.lost),
-            orphans: Vec::new(),
-        }
+        self.try_to_judge(frame, now)
+            .unwrap_or_else(|why| Verdict::of_wrong(frame, why))
     }
 }
 
@@ -135,46 +186,53 @@ fn answer(
     frame: &Frame,
     verdict: &datapath::Verdict,
     bytes: &[u8],
-) -> Option<Result<(Packet, u16), Refusal>> {
-    let length = match verdict.answer? {
-        datapath::Answer::Sent { length } => length,
-        datapath::Answer::Dropped { reason, at } => return Some(Err((reason, at))),
+) -> Result<Option<Answered>, String> {
+    let length = match verdict.answer {
+        None => return Ok(None),
+        Some(datapath::Answer::Dropped { reason, at }) => return Ok(Some(Err((reason, at)))),
+        Some(datapath::Answer::Sent { length }) => length,
     };
-    let mut message = decode(frame.packet.from, &bytes[..length])
-        .unwrap_or_else(|why| panic!("{why} in the answer: {:02x?}", &bytes[..length]));
+    let mut message = decode(frame.packet.from, &bytes[..length])?;
     // Nobody cares.
     message.dont_fragment = false;
     let icmp = if message.source.is_ipv4() { 20 } else { 40 };
     let quote = &bytes[icmp + 8..length];
-    let sent = frame.bytes.get(..quote.len());
-    assert_eq!(Some(quote), sent, "the answer quotes what was sent");
+    if frame.bytes.get(..quote.len()) != Some(quote) {
+        return Err("the answer doesn't quote what was sent".into());
+    }
     let mtu = u16::from_be_bytes([bytes[icmp + 6], bytes[icmp + 7]]);
-    Some(Ok((message, mtu)))
+    Ok(Some(Ok((message, mtu))))
 }
 
 /// Splits what is forwarded, and puts it together again.
-fn check_split(bytes: &[u8], mtu: u16) {
+fn check_split(bytes: &[u8], mtu: u16) -> Result<(), String> {
     let mut scratch = vec![0; usize::from(mtu)];
     let mut parts: Vec<Vec<u8>> = Vec::new();
     packet::split(bytes, mtu, &mut scratch, |part| parts.push(part.to_vec()))
-        .expect("what is to be split can be");
-    assert!(parts.iter().all(|part| part.len() <= usize::from(mtu)));
-    let was = decode(InterfaceIx::new(0), bytes).expect("read before");
+        .map_err(|error| error.to_string())?;
+    let was = lenient(InterfaceIx::new(0), bytes)?;
+    let (start, last) = match was.fragment {
+        Some(fragment) => (fragment.offset, !fragment.more),
+        None => (0, true),
+    };
     let mut payload: Vec<u8> = Vec::new();
     for (nth, part) in parts.iter().enumerate() {
-        let read = decode(InterfaceIx::new(0), part).expect("a fragment");
-        let fragment = read.fragment.expect("a fragment");
-        let start = part.len() - fragment.length as usize;
-        let more = was.fragment.is_some_and(|fragment| fragment.more);
-        let offset = was.fragment.map_or(0, |fragment| fragment.offset);
-        assert_eq!(fragment.offset, offset + short(payload.len()));
-        assert_eq!(fragment.more, more || nth + 1 < parts.len());
-        assert_eq!(part[4..6], bytes[4..6], "the identification");
-        assert_eq!(
-            (read.source, read.destination),
-            (was.source, was.destination)
-        );
-        payload.extend(&part[start..]);
+        let read = decode(InterfaceIx::new(0), part)?;
+        let fragment = read.fragment.ok_or("a part that is none")?;
+        let more = !last || nth + 1 < parts.len();
+        let right = part.len() <= usize::from(mtu)
+            && part[4..6] == bytes[4..6]
+            && (read.source, read.destination) == (was.source, was.destination)
+            && fragment.offset == start + short(payload.len())
+            && fragment.more == more;
+        if !right {
+            return Err(format!("part {nth} is wrong: {read}"));
+        }
+        payload.extend(&part[part.len() - fragment.length as usize..]);
     }
-    assert_eq!(payload, bytes[20..], "nothing is lost");
+    if payload == bytes[20..] {
+        Ok(())
+    } else {
+        Err("splitting loses bytes".into())
+    }
 }
