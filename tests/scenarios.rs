@@ -30,12 +30,16 @@ mod net;
 mod ordinary_user;
 #[path = "scenarios/pairs.rs"]
 mod pairs;
+#[path = "scenarios/ping.rs"]
+mod ping;
 #[path = "scenarios/privilege.rs"]
 mod privilege;
 #[path = "scenarios/reload.rs"]
 mod reload;
 #[path = "scenarios/robustness.rs"]
 mod robustness;
+#[path = "scenarios/routes.rs"]
+mod routes;
 #[path = "scenarios/support.rs"]
 mod support;
 #[path = "scenarios/talk.rs"]

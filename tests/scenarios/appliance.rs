@@ -94,6 +94,15 @@ fn through_an_appliance_cidr_rules_match_and_group_references_do_not() {
     let refused = lab.inside("left", || tcp(right(0).ip(), 8002, MOMENT));
     assert_eq!(refused, Seen::Silent);
     assert!(lab.drops("right", "no_ingress_rule") > 0);
+    let (code, text) = lab.explain("left --to right --protocol tcp --port 8002");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("whose groups don't count: fw/eth1 forwards it"),
+        "{text}"
+    );
+    assert!(!text.contains("sg/left or"), "that wouldn't help: {text}");
+    let (code, text) = lab.explain("left --to right --protocol tcp --port 8001");
+    assert_eq!(code, Some(0), "{text}");
 
     // In its own subnet nothing can be put in between, and there it matches.
     let _servers = lab.inside("near", || Servers::start("near", &[8002], &[]));

@@ -205,6 +205,22 @@ impl Lab {
             .unwrap_or_else(|error| panic!("status: {error}: {}", words(&output)))
     }
 
+    /// `sgwall explain` on the lab file as it is now, given `--from` and the rest
+    /// as one text: its exit code and what it says.
+    pub fn explain(&self, question: &str) -> (Option<i32>, String) {
+        let output = Command::new(program())
+            .arg("explain")
+            .arg(&self.config)
+            .arg("--from")
+            .args(question.split_whitespace())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        // Places are named by the file's path, which is another each time.
+        let dir = format!("{}/", self.dir.path().display());
+        (output.status.code(), text.replace(&dir, ""))
+    }
+
     /// Packets dropped at an interface for a reason.
     pub fn drops(&self, interface: &str, reason: &str) -> u64 {
         drops(&self.status(), interface, reason)
