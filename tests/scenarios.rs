@@ -18,6 +18,10 @@
 mod allowance;
 #[path = "scenarios/appliance.rs"]
 mod appliance;
+#[path = "scenarios/clock.rs"]
+mod clock;
+#[path = "scenarios/idle.rs"]
+mod idle;
 #[path = "scenarios/large.rs"]
 mod large;
 #[path = "scenarios/lifecycle.rs"]
@@ -48,6 +52,8 @@ mod talk;
 mod three_tier;
 #[path = "scenarios/tracking.rs"]
 mod tracking;
+#[path = "scenarios/traps.rs"]
+mod traps;
 #[path = "scenarios/unproven.rs"]
 mod unproven;
 #[path = "scenarios/wire.rs"]
