@@ -190,9 +190,15 @@ fn text(answer: &Explanation, paint: Paint) -> String {
         paint.bad("DENIED")
     };
     let request = &answer.request;
+    // The trap that most people meet first.
+    let half = if request.delivered && !answer.allowed {
+        ": it arrives, but the reply doesn't"
+    } else {
+        ""
+    };
     let _ = writeln!(
         out,
-        "{verdict}  {} from {} ({}) to {}",
+        "{verdict}  {} from {} ({}) to {}{half}",
         request.traffic,
         request.from,
         request.source,
@@ -255,6 +261,12 @@ fn details(out: &mut String, step: &LegStep, paint: Paint) {
             "{indent}{}",
             paint.faint(&format!("{described}{}", rule.place))
         );
+    }
+    // Of what AWS adds by itself there is no place worth showing.
+    let acl = step.acl.as_ref().map(|acl| (&acl.place, acl.line));
+    let route = step.route.as_ref().map(|route| (&route.place, route.line));
+    if let Some((place, Some(_))) = acl.or(route) {
+        let _ = writeln!(out, "{indent}{}", paint.faint(place));
     }
     if let Some(missing) = &step.missing {
         let _ = writeln!(out, "{indent}missing: {missing}");

@@ -8,9 +8,14 @@ use crate::datapath::{Recorder, Step};
 use crate::model::{Direction, InterfaceIx, Via, protocol, protocol_name};
 use crate::packet::{Packet, ParseError};
 use crate::policy::{
-    AclDecision, AclTable, CompiledRoute, CompiledRule, DropReason, Guard, Hop, Path, Policy,
-    PolicyInterface, Query, RuleTable, Stranded, Target,
+    AclDecision, AclTable, CompiledRoute, CompiledRule, DropReason, Guard, Hop, Owner, Path,
+    Policy, PolicyInterface, Query, RuleTable, Stranded, Target,
 };
+
+/// The ports from which clients ask, as one range for all systems
+/// (aws-semantics §6).
+const FIRST_EPHEMERAL: u16 = 1024;
+const EPHEMERAL_PORTS: &str = "1024-65535";
 
 /// The recorder: each step in words.
 pub(super) struct Notes<'p> {
@@ -22,6 +27,9 @@ pub(super) struct Notes<'p> {
     pub(super) steps: Vec<LegStep>,
     /// The packet as it was sent first.
     pub(super) packet: Option<Packet>,
+    /// Whether the sender of the present hop forwards it for another, whose
+    /// groups it has lost so.
+    forwarded: bool,
     /// Where it is, and as what.
     pub(super) arrived: Option<(InterfaceIx, Packet)>,
 }
@@ -34,6 +42,7 @@ impl<'p> Notes<'p> {
             is_reply,
             steps: Vec::new(),
             packet: None,
+            forwarded: false,
             arrived: None,
         }
     }
@@ -56,6 +65,8 @@ impl<'p> Notes<'p> {
         match parsed {
             Ok(packet) => {
                 self.packet.get_or_insert(*packet);
+                let sender = self.policy.interface(self.sender);
+                self.forwarded = sender.is_some_and(|sender| !sender.has(packet.source));
             }
             Err(error) => self.add("headers", self.sender, false, error.to_string()),
         }
@@ -82,7 +93,7 @@ impl<'p> Notes<'p> {
                 "no {direction} rule allows {} {} {}",
                 traffic(query),
                 preposition(direction),
-                self.describe(peer),
+                self.describe(peer, self.lost_groups(direction)),
             ),
         };
         self.add(layer(direction), at, rule.is_some(), what);
@@ -125,9 +136,13 @@ impl<'p> Notes<'p> {
             },
             traffic(query),
             preposition(direction),
-            self.peer_suggestion(peer),
+            self.peer_suggestion(peer, self.lost_groups(direction)),
         );
-        let peer_groups = self.policy.groups_of(peer);
+        let peer_groups = if self.lost_groups(direction) {
+            &[]
+        } else {
+            self.policy.groups_of(peer)
+        };
         let near_misses = table
             .rules()
             .iter()
@@ -162,7 +177,7 @@ impl<'p> Notes<'p> {
                 acl.name(),
                 traffic(query),
                 preposition(direction),
-                self.describe(peer)
+                self.describe(peer, false)
             ),
         };
         let layer = match direction {
@@ -176,17 +191,20 @@ impl<'p> Notes<'p> {
                 None => String::new(),
             };
             // What most people meet first (aws-semantics §13).
-            let stateless = match (self.is_reply, query.protocol) {
-                (true, protocol::TCP | protocol::UDP) => {
-                    "; an ACL keeps no state, so replies need an entry for the asker's ephemeral ports (1024-65535)"
-                }
-                (true, _) => "; an ACL keeps no state, so replies need an entry of their own",
-                (false, _) => "",
+            let (wanted, stateless) = match (self.is_reply, query.protocol) {
+                (true, protocol::TCP | protocol::UDP) if query.selector >= FIRST_EPHEMERAL => (
+                    format!("{} {EPHEMERAL_PORTS}", protocol_name(query.protocol)),
+                    ": an ACL keeps no state, and replies go to the ephemeral port of who asked",
+                ),
+                (true, _) => (
+                    traffic(query),
+                    ": an ACL keeps no state, and replies need an entry of their own",
+                ),
+                (false, _) => (traffic(query), ""),
             };
             format!(
-                "an {direction} entry in acl/{}{before} that allows {} {} {}{stateless}",
+                "an {direction} entry in acl/{}{before} that allows {wanted} {} {}{stateless}",
                 acl.name(),
-                traffic(query),
                 preposition(direction),
                 host(peer)
             )
@@ -204,19 +222,20 @@ impl<'p> Notes<'p> {
             Path::Route(route) if route.target == Target::Local => {
                 format!("to {to} by the local route {}", route.destination)
             }
-            Path::Route(route) => format!(
-                "to {to} by the route {} via {}",
-                route.destination, route.target_text
-            ),
+            Path::Route(route) => format!("to {to} by the route {}", self.name_route(at, route)),
             Path::From(Via::Igw) => format!("to {to} from the internet gateway"),
             Path::From(Via::Vgw) => format!("to {to} from the virtual private gateway"),
         };
-        if let Some(public) = hop.new_source {
-            what += &format!("; the internet gateway makes the source {public}");
-        }
-        if let Some(private) = hop.new_destination {
-            what += &format!("; the internet gateway makes the destination {private}");
-        }
+        what += &match (hop.new_source, hop.new_destination) {
+            (Some(public), Some(private)) => format!(
+                "; the internet gateway makes the source {public} and the destination {private}"
+            ),
+            (Some(public), None) => format!("; the internet gateway makes the source {public}"),
+            (None, Some(private)) => {
+                format!("; the internet gateway makes the destination {private}")
+            }
+            (None, None) => String::new(),
+        };
         self.add("route", at, true, what);
         if let Path::Route(route) = hop.path {
             self.show_route(at, route);
@@ -228,6 +247,8 @@ impl<'p> Notes<'p> {
         let table = sender
             .and_then(PolicyInterface::subnet)
             .map(|it| &it.routes);
+        let route = stranded.route.map(|route| self.name_route(at, route));
+        let destination = self.packet.map(|packet| packet.destination);
         let what = match (stranded.reason, sender.map(|sender| &sender.guard)) {
             (DropReason::NoRoute, Some(Guard::Outside(Via::Igw))) => {
                 "the internet reaches the VPC's public addresses only".to_owned()
@@ -235,30 +256,53 @@ impl<'p> Notes<'p> {
             (DropReason::NoRoute, Some(Guard::Outside(Via::Vgw))) => {
                 "the VPN reaches the VPC's private addresses only".to_owned()
             }
-            (DropReason::NoRoute, _) => match table {
-                Some(table) => format!("rtb/{} has no route that leads there", table.name()),
-                None => "no route leads there".to_owned(),
+            (DropReason::NoRoute, _) => match (&route, table, destination) {
+                (Some(route), ..) => format!("the route {route} leads back to where it comes from"),
+                (None, Some(table), Some(destination)) => {
+                    format!("rtb/{} has no route to {destination}", table.name())
+                }
+                _ => "no route leads there".to_owned(),
             },
-            (DropReason::Blackhole, _) => "the route that leads there is a blackhole".to_owned(),
+            (DropReason::Blackhole, _) => match &route {
+                Some(route) => format!("the route {route} leads nowhere"),
+                None => "the route leads nowhere".to_owned(),
+            },
             (DropReason::NoPublicAddress, _) => "the internet gateway translates only interfaces that have a public address (public_addresses)".to_owned(),
-            _ => "nobody has the destination address".to_owned(),
+            _ => match (&route, destination) {
+                (Some(route), Some(destination)) => {
+                    format!("the route {route} leads on, but nobody there has {destination}")
+                }
+                _ => "nobody has the destination address".to_owned(),
+            },
         };
         self.add("route", at, false, what);
         if let Some(route) = stranded.route {
             self.show_route(at, route);
         }
-        if let (DropReason::NoRoute | DropReason::Blackhole, Some(table)) = (stranded.reason, table)
+        if let (DropReason::NoRoute | DropReason::Blackhole, Some(table), Some(destination)) =
+            (stranded.reason, table, destination)
             && let Some(step) = self.steps.last_mut()
         {
-            let destination = self.packet.map(|packet| packet.destination);
-            step.missing = destination.map(|destination| {
-                format!(
-                    "a route to {} in rtb/{} ({})",
-                    host(destination),
-                    table.name(),
-                    table.place()
-                )
-            });
+            let via = match self.policy.directory().owner(destination) {
+                Some(Owner::Outside(_, Via::Vgw)) => " via vgw",
+                Some(Owner::Outside(_, Via::Igw) | Owner::Public(..)) => " via igw",
+                _ => "",
+            };
+            step.missing = Some(format!(
+                "a route to {}{via} in rtb/{} ({})",
+                host(destination),
+                table.name(),
+                table.place()
+            ));
+        }
+    }
+
+    /// `0.0.0.0/0 via igw in rtb/main`.
+    fn name_route(&self, at: InterfaceIx, route: &CompiledRoute) -> String {
+        let subnet = self.policy.interface(at).and_then(PolicyInterface::subnet);
+        match subnet {
+            Some(subnet) => RouteView::new(&subnet.routes, route).to_string(),
+            None => route.destination.to_string(),
         }
     }
 
@@ -269,8 +313,15 @@ impl<'p> Notes<'p> {
         }
     }
 
-    /// `10.0.1.10 (lb, in lb)` or just the address.
-    fn describe(&self, address: IpAddr) -> String {
+    /// Whether the other side's groups don't count: at the receiver of what was
+    /// forwarded (aws-semantics §2, middlebox routing).
+    fn lost_groups(&self, direction: Direction) -> bool {
+        self.forwarded && direction == Direction::Ingress
+    }
+
+    /// `10.0.1.10 (lb, in lb)` or just the address; `lost`: whether it comes by
+    /// way of another, and without its groups.
+    fn describe(&self, address: IpAddr, lost: bool) -> String {
         let owner = self.policy.directory().owner(address);
         let Some(owner) = owner.and_then(|owner| owner.interface()) else {
             return address.to_string();
@@ -278,15 +329,19 @@ impl<'p> Notes<'p> {
         let name = label(self.policy, owner);
         match self.group_names(address).as_slice() {
             [] => format!("{address} ({name})"),
+            _ if lost => format!(
+                "{address} ({name}, whose groups don't count: {} forwards it)",
+                label(self.policy, self.sender)
+            ),
             names => format!("{address} ({name}, in {})", names.join(", ")),
         }
     }
 
-    fn peer_suggestion(&self, address: IpAddr) -> String {
+    fn peer_suggestion(&self, address: IpAddr, lost: bool) -> String {
         let host = host(address);
         match self.group_names(address).first() {
-            Some(name) => format!("sg/{name} or {host}"),
-            None => host,
+            Some(name) if !lost => format!("sg/{name} or {host}"),
+            _ => host,
         }
     }
 
@@ -304,12 +359,14 @@ impl Recorder for Notes<'_> {
         match step {
             Step::Parsed(parsed) => self.parsed(parsed),
             Step::SourceCheck { at, passed } => {
-                let what = if passed {
-                    "the source address is its own".to_owned()
-                } else {
-                    "the source address is not its own".to_owned()
+                let what = match (passed, self.forwarded) {
+                    (true, false) => "the source address is its own",
+                    (true, true) => {
+                        "off (source_dest_check: false): it may send from others' addresses"
+                    }
+                    (false, _) => "the source address is not its own",
                 };
-                self.add("source check", at, passed, what);
+                self.add("source check", at, passed, what.to_owned());
             }
             Step::Unfiltered { at, service } => {
                 let what = format!("{service}: no rule filters it, and none answers here");
@@ -377,7 +434,8 @@ impl Recorder for Notes<'_> {
                 "destination check",
                 at,
                 false,
-                "the destination is not its own and its source_dest_check is on".to_owned(),
+                "the destination is not its own, and its source/destination check is on (source_dest_check)"
+                    .to_owned(),
             ),
             Step::Delivered { at, packet } => {
                 self.arrived = Some((at, *packet));

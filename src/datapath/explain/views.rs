@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use crate::model::{AclEntry, Direction, Place};
-use crate::policy::{AclTable, CompiledRoute, CompiledRule, RouteIndex};
+use crate::policy::{AclTable, CompiledRoute, CompiledRule, RouteIndex, Target};
 
 /// A rule for people and programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -157,7 +157,8 @@ impl RouteView {
             target: route.target_text.clone(),
             place: route.place.to_string(),
             file: route.place.file.to_string(),
-            line: line(&route.place),
+            // AWS adds the local routes, whoever declares the table.
+            line: line(&route.place).filter(|_| route.target != Target::Local),
         }
     }
 }
