@@ -20,6 +20,8 @@ mod allowance;
 mod appliance;
 #[path = "scenarios/clock.rs"]
 mod clock;
+#[path = "scenarios/fragments.rs"]
+mod fragments;
 #[path = "scenarios/idle.rs"]
 mod idle;
 #[path = "scenarios/large.rs"]
@@ -50,6 +52,8 @@ mod support;
 mod talk;
 #[path = "scenarios/three_tier.rs"]
 mod three_tier;
+#[path = "scenarios/traceroute.rs"]
+mod traceroute;
 #[path = "scenarios/tracking.rs"]
 mod tracking;
 #[path = "scenarios/traps.rs"]

@@ -158,11 +158,9 @@ fn the_vpcs_router_leaves_the_ttl_alone_and_an_appliance_lowers_it() {
         let pinger = lab.inside("left", || Pinger::new(address.into())).unwrap();
         setsockopt(pinger.socket(), sockopt::Ipv4Ttl, &42).unwrap();
         pinger.ping(PATIENCE).unwrap();
-        let request = wire::hear(&ear, PATIENCE, |packet| {
-            packet.first() == Some(&0x45) && packet.get(20) == Some(&8)
-        });
+        let request = wire::hear(&ear, PATIENCE, |heard| heard.message().first() == Some(&8));
         let request = request.unwrap_or_else(|| panic!("{to} saw no echo request"));
-        assert_eq!(request[8], expected, "TTL at {to}");
+        assert_eq!(request.packet[8], expected, "TTL at {to}");
     }
     lab.down();
 }

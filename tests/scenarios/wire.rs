@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::{ReceiveTimeout, SetUsize};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, recvfrom, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -51,8 +51,26 @@ pub fn raw(family: IpAddr, protocol: SockProtocol) -> OwnedFd {
     socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).unwrap()
 }
 
+/// What a raw socket heard.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    pub from: IpAddr,
+    /// Over IPv4 with its header, over IPv6 without.
+    pub packet: Vec<u8>,
+}
+
+impl Heard {
+    /// What comes after the IP header.
+    pub fn message(&self) -> &[u8] {
+        match self.from {
+            IpAddr::V4(_) => &self.packet[usize::from(self.packet[0] & 0xf) * 4..],
+            IpAddr::V6(_) => &self.packet,
+        }
+    }
+}
+
 /// The first packet that is as wanted, if it comes in time.
-pub fn hear(socket: &OwnedFd, wait: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+pub fn hear(socket: &OwnedFd, wait: Duration, wanted: impl Fn(&Heard) -> bool) -> Option<Heard> {
     let until = Instant::now() + wait;
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -62,10 +80,22 @@ pub fn hear(socket: &OwnedFd, wait: Duration, wanted: impl Fn(&[u8]) -> bool) ->
         }
         let left = TimeVal::microseconds(i64::try_from(left.as_micros()).unwrap().max(1));
         setsockopt(socket, ReceiveTimeout, &left).unwrap();
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(length) if wanted(&buffer[..length]) => return Some(buffer[..length].to_vec()),
-            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+        let (length, from) = match recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) {
+            Ok(received) => received,
+            Err(Errno::EAGAIN | Errno::EINTR) => continue,
             Err(error) => panic!("a raw socket: {error}"),
+        };
+        let from = from.and_then(|from| match from.as_sockaddr_in() {
+            Some(v4) => Some(IpAddr::V4(v4.ip())),
+            None => Some(IpAddr::V6(from.as_sockaddr_in6()?.ip())),
+        });
+        let Some(from) = from else { continue };
+        let heard = Heard {
+            from,
+            packet: buffer[..length].to_vec(),
+        };
+        if wanted(&heard) {
+            return Some(heard);
         }
     }
 }
