@@ -22,3 +22,5 @@ mod reload;
 mod support;
 #[path = "programs/three_tier.rs"]
 mod three_tier;
+#[path = "programs/tracking.rs"]
+mod tracking;

@@ -10,38 +10,7 @@ use crate::talk::{CLIENT, Download, SERVER, Session};
 
 /// The example of AWS's own documentation of connection tracking: SSH from one
 /// address is tracked, HTTP from everywhere isn't, ping always is.
-const WORKED_EXAMPLE: &str = "
-vpc: { cidr: [10.20.0.0/16, '2001:db8:20::/56'] }
-subnets:
-  public: { cidr: [10.20.1.0/24, '2001:db8:20:1::/64'] }
-network_acls:
-  default:
-    ingress:
-      - { rule: 100, action: allow, protocol: all, from: 0.0.0.0/0 }
-      - { rule: 101, action: allow, protocol: all, from: '::/0' }
-    egress:
-      - { rule: 100, action: allow, protocol: all, to: 0.0.0.0/0 }
-      - { rule: 101, action: allow, protocol: all, to: '::/0' }
-security_groups:
-  instance:
-    ingress:
-      - { protocol: tcp, ports: 22, from: 203.0.113.1/32, description: SSH from one address }
-      - { protocol: tcp, ports: 80, from: 0.0.0.0/0, description: HTTP from everywhere }
-      - { protocol: tcp, ports: 80, from: '::/0', description: HTTP over IPv6 }
-      - { protocol: icmp, type: -1, from: 0.0.0.0/0, description: ICMP from everywhere }
-      - { protocol: icmpv6, from: '::/0', description: ICMPv6 from everywhere }
-    egress:
-      - { protocol: all, to: 0.0.0.0/0, description: Everything out }
-      - { protocol: all, to: '::/0', description: Everything out over IPv6 }
-entities:
-  client: { kind: external, via: igw, addresses: [203.0.113.1, '2001:db8:ffff::1'] }
-  instance:
-    kind: ec2
-    subnet: public
-    addresses: [10.20.1.10, '2001:db8:20:1::10']
-    public_addresses: [198.51.100.10]
-    security_groups: [instance]
-";
+const WORKED_EXAMPLE: &str = include_str!("../data/worked-example.yaml");
 
 /// The descriptions of every rule that lets something in.
 const INGRESS: [&str; 5] = [
