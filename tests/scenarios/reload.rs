@@ -140,7 +140,10 @@ fn a_change_of_topology_is_refused_and_changes_nothing() {
     let fewer = without_rules(THREE_TIER, &["PostgreSQL from the web"]);
     for (text, what) in [
         (
-            format!("{fewer}\n  web-3: {{ kind: ecs, subnet: app, security_groups: [web] }}\n"),
+            fewer.replace(
+                "\nentities:\n",
+                "\nentities:\n  web-3: { kind: ecs, subnet: app, security_groups: [web] }\n",
+            ),
             "entity 'web-3' is new",
         ),
         (

@@ -148,9 +148,15 @@ fn hostile_frames_are_dropped_and_counted_under_their_names() {
         ("source_check", ipv4([224, 0, 0, 1], web_1, 0, 17, &good)),
         ("not_unicast", ipv4(lb, [224, 0, 0, 251], 0, 17, &good)),
         ("not_unicast", ipv4(lb, [239, 1, 2, 3], 0, 17, &good)),
-        // More fragments, then a later fragment.
-        ("fragment", ipv4(lb, web_1, 0x2000, 17, &good)),
-        ("fragment", ipv4(lb, web_1, 0x0010, 17, &good)),
+        // More fragments follow, and this one ends in the midst of eight bytes,
+        // or before TCP's flags.
+        ("malformed", ipv4(lb, web_1, 0x2000, 17, &good)),
+        (
+            "tiny_fragment",
+            ipv4(lb, web_1, 0x2000, 6, &tcp_with_offset(5)[..8]),
+        ),
+        // A later one, which waits for its first until the same comes again.
+        ("overlapping_fragment", ipv4(lb, web_1, 0x0010, 17, &good)),
         // Headers that end early or lie about their length.
         ("malformed", ipv4(lb, web_1, 0, 17, &good[..4])),
         (
@@ -184,7 +190,8 @@ fn hostile_frames_are_dropped_and_counted_under_their_names() {
     for (at, reason) in [
         ("lb", "source_check"),
         ("lb", "not_unicast"),
-        ("lb", "fragment"),
+        ("lb", "tiny_fragment"),
+        ("lb", "overlapping_fragment"),
         ("lb", "malformed"),
         ("lb", "unknown_destination"),
         ("web-1", "no_ingress_rule"),
