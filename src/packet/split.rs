@@ -52,7 +52,7 @@ pub fn split(
     }
 
     let first = Header::of_first(&header);
-    let later = Header::of_later(&header)?;
+    let later = Header::of_later(&header);
     let (head, rest) = payload.split_at_checked(first.room(mtu)?).ok_or(NotSplit)?;
     let room = later.room(mtu)?;
     let offset = usize::from(header.fragments_offset().byte_offset());
@@ -92,7 +92,9 @@ impl Header {
     }
 
     /// That of the fragments after the first, with the options to be copied.
-    fn of_later(header: &Ipv4HeaderSlice<'_>) -> Result<Self, NotSplit> {
+    /// Options that contradict themselves end the list: whatever was judged to
+    /// pass can be sent.
+    fn of_later(header: &Ipv4HeaderSlice<'_>) -> Self {
         let mut bytes = [0; 60];
         bytes[..FIXED_HEADER].copy_from_slice(&header.slice()[..FIXED_HEADER]);
         let mut end = FIXED_HEADER;
@@ -105,9 +107,11 @@ impl Header {
                 (NO_OPERATION, _) => 1,
                 // A length counts itself and the type.
                 (_, Some(length @ 2..)) => usize::from(*length),
-                _ => return Err(NotSplit),
+                _ => break,
             };
-            let (option, rest) = options.split_at_checked(length).ok_or(NotSplit)?;
+            let Some((option, rest)) = options.split_at_checked(length) else {
+                break;
+            };
             if kind & COPIED != 0 {
                 bytes[end..end + length].copy_from_slice(option);
                 end += length;
@@ -116,9 +120,10 @@ impl Header {
         }
         // What fills up the last word are ends of options, which are zero.
         let length = end.next_multiple_of(4);
-        let words = u8::try_from(length / 4).map_err(|_| NotSplit)?;
+        // No more than there were, so the field's four bits hold them.
+        let words = u8::try_from(length / 4).unwrap_or(0xf);
         bytes[0] = 4 << 4 | words;
-        Ok(Self { bytes, length })
+        Self { bytes, length }
     }
 
     /// Bytes of payload that fit behind it, in fragments that others follow.

@@ -160,17 +160,26 @@ fn what_may_not_be_split_is_not() {
 }
 
 #[test]
-fn broken_options_and_impossible_fragments_are_not_split() {
-    for options in [
-        [7, 0, 0, 0],
-        [7, 1, 0, 0],
-        [7, 5, 0, 0],
+fn options_that_contradict_themselves_are_not_copied_nor_any_after_them() {
+    for wrong in [
+        [7, 0, 131, 2],
+        [7, 1, 131, 2],
+        [7, 5, 131, 2],
         [1, 1, 1, 7],
         [131, 255, 0, 0],
     ] {
-        let frame = packet(&options, 3000, 0);
-        assert_eq!(fragments(&frame, 1500), Err(NotSplit), "{options:?}");
+        let frame = packet(&[[148, 4, 0, 0], wrong].concat(), 3000, 0);
+        let sent = fragments(&frame, 1500).unwrap();
+        assert_eq!(reassembled(&sent, 1500, &frame), &frame[28..]);
+        for fragment in &sent[1..] {
+            let header = Ipv4HeaderSlice::from_slice(fragment).unwrap();
+            assert_eq!(header.options(), [148, 4, 0, 0], "{wrong:?}");
+        }
     }
+}
+
+#[test]
+fn impossible_fragments_are_not_split() {
     // Ends beyond the longest datagram; not the last and no multiple of 8.
     assert_eq!(fragments(&packet(&[], 3000, 0x1f40), 1500), Err(NotSplit));
     assert_eq!(fragments(&packet(&[], 3001, 0x2000), 1500), Err(NotSplit));
