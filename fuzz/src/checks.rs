@@ -1,8 +1,6 @@
 //! What must hold of a packet that the data path hands on.
 
-use std::net::IpAddr;
-
-use sgwall::packet::{self, Packet};
+use sgwall::packet::{self, Packet, Transport};
 
 use super::wire::{pseudo_header, sum};
 
@@ -57,36 +55,108 @@ fn ipv4_header(bytes: &[u8]) -> usize {
 
 /// Holds what arrives to what was sent: it is whole, nothing but addresses
 /// (and what follows from them) differs, and a right checksum is still right.
-pub fn delivered(sent: &[u8], arrived: &[u8]) {
+pub fn delivered(sent: &[u8], arrived: &[u8]) -> Packet {
     let before = packet::parse(sent).expect("what can't be read is dropped");
     let after = packet::parse(arrived).expect("what is delivered can be read");
     assert_eq!(after.length, arrived.len(), "all of it, and no more");
-    assert_eq!(before.length, after.length);
-    assert_eq!(before.protocol, after.protocol);
-    assert_eq!(before.transport, after.transport);
-    assert_eq!(before.fragment, after.fragment);
+    assert_eq!(
+        Packet {
+            source: before.source,
+            destination: before.destination,
+            ..after
+        },
+        before,
+        "nothing but addresses changes"
+    );
     let right_before = right(sent, &before);
     let right_after = right(arrived, &after);
     assert!(
         right_before.kept_in(right_after),
         "{right_before:?} became {right_after:?}: {sent:02x?} became {arrived:02x?}"
     );
-    if (before.source, before.destination) == (after.source, after.destination) {
+    let translated = (before.source, before.destination) != (after.source, after.destination);
+    if !translated || before.source.is_ipv6() {
         assert_eq!(&sent[..before.length], arrived, "untranslated, yet changed");
+        return after;
     }
-    if before.source.is_ipv6() {
-        assert_eq!(&sent[..before.length], arrived, "IPv6 is not translated");
-    }
-    // Of a translated packet without a quoted one, only the addresses and the
-    // checksums may differ.
-    let header = match after.source {
-        IpAddr::V4(_) => ipv4_header(arrived),
-        IpAddr::V6(_) => 40,
+    // In the header nothing but the addresses and the checksum.
+    let start = before.transport_offset;
+    assert_eq!(sent[..10], arrived[..10]);
+    assert_eq!(sent[20..start], arrived[20..start]);
+    // Of the rest a checksum, and of ICMP what it quotes.
+    let unchanged = match after.transport {
+        Transport::Tcp { .. } => 18,
+        Transport::Udp { .. } => 8,
+        Transport::Icmp { .. } => return after,
+        Transport::IcmpQuery { .. } | Transport::Other | Transport::Fragment => 0,
     };
-    assert_eq!(sent[..10], arrived[..10], "the start of the header");
     assert_eq!(
-        sent[20..header.max(20)],
-        arrived[20..header.max(20)],
-        "its options"
+        sent[start + unchanged..before.length],
+        arrived[start + unchanged..],
+        "what is carried"
     );
+    after
+}
+
+/// Holds a router's splitting to what it is to do: every fragment fits, can be
+/// read, and together they are the packet.
+pub fn splits(packet: &[u8], mtu: u16) {
+    let mut scratch = vec![0; usize::from(mtu)];
+    let mut carried = Vec::new();
+    let whole = packet::parse(packet).expect("it was delivered");
+    let start = whole.fragment.map_or(0, |part| part.offset);
+    let mut more = true;
+    let done = packet::split(packet, mtu, &mut scratch, |bytes| {
+        assert!(bytes.len() <= usize::from(mtu));
+        let part = packet::parse(bytes).expect("a fragment can be read");
+        let place = part.fragment.expect("a fragment is one");
+        assert_eq!(usize::from(place.offset - start), carried.len());
+        assert_eq!(sum(&bytes[..ipv4_header(bytes)], 0), 0xffff);
+        assert_eq!(
+            (part.source, part.destination),
+            (whole.source, whole.destination)
+        );
+        assert_eq!(part.protocol, whole.protocol);
+        assert!(more, "nothing follows the last");
+        more = place.more;
+        carried.extend_from_slice(&bytes[ipv4_header(bytes)..]);
+    });
+    assert_eq!(done, Ok(()), "what is to be split can be");
+    assert_eq!(more, whole.fragment.is_some_and(|part| part.more));
+    assert_eq!(&packet[ipv4_header(packet)..], &carried[..]);
+}
+
+/// Holds a router's answer to what it is to be: an ICMP error with right
+/// checksums, to the sender, from whom the packet was for, no longer than it,
+/// that quotes it.
+pub fn answers(sent: &[u8], answer: &[u8]) {
+    let packet = packet::parse(sent).expect("what can't be read is not answered");
+    let error = packet::parse(answer).expect("an answer can be read");
+    assert_eq!(error.length, answer.len());
+    assert!(error.length <= packet.length);
+    assert!(error.is_icmp_error() && !packet.is_icmp_error());
+    assert_eq!(
+        (error.source, error.destination),
+        (packet.destination, packet.source)
+    );
+    let all = Right {
+        header: true,
+        transport: true,
+    };
+    assert_eq!(right(answer, &error), all);
+    let quote = &answer[error.transport_offset + 8..];
+    assert_eq!(quote, &sent[..quote.len()], "word for word");
+    match packet::embedded(answer, &error) {
+        Some(quoted) => assert_eq!(
+            (quoted.source, quoted.destination, quoted.protocol),
+            (packet.source, packet.destination, packet.protocol)
+        ),
+        // Long extension headers leave no room for what follows them; messages
+        // that neither ask nor answer belong to no flow, so nobody reads them.
+        None => assert!(
+            packet.transport_offset + 8 > quote.len()
+                || matches!(packet.transport, Transport::Icmp { .. }),
+            "{answer:02x?} doesn't quote {sent:02x?}"
+        ),
+    }
 }

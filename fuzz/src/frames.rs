@@ -37,6 +37,7 @@ pub fn frames(data: &[u8]) {
         let length = usize::from(bytes.short());
         world.send(from, bytes.take(length));
     }
+    world.end();
 }
 
 /// What says that so many milliseconds pass, at least.

@@ -82,12 +82,12 @@ struct Sent {
 /// Packets, answers, repeats, fragments, ICMP errors, waits and changes of the
 /// rules, as the bytes choose.
 pub fn structured_frames(data: &[u8]) {
-    play(data);
+    play(data).end();
 }
 
 /// The same packets as input of the target `frames`.
 pub fn as_frames(data: &[u8]) -> Vec<u8> {
-    play(data).story()
+    play(data).end()
 }
 
 fn play(data: &[u8]) -> World {
