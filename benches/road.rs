@@ -60,14 +60,17 @@ fn parse(criterion: &mut Criterion) {
 /// tracks it and the internet gateway translates. With many flows each packet
 /// belongs to another, in random order.
 fn tracked_hit(criterion: &mut Criterion) {
-    let policy = Policy::compile(&world::model(10), None);
+    let tracked = world::model(10);
+    let untracked = world::untracked(&tracked);
     let from = world::a();
     let mut group = criterion.benchmark_group("tracked hit");
-    for (name, source, destination, port_at) in [
-        ("local", A_V4, B_V4, 20),
-        ("local v6", A_V6, B_V6, 40),
-        ("to the internet", A_V4, CLIENT_V4, 20),
+    for (name, model, source, destination, port_at) in [
+        ("local", &tracked, A_V4, B_V4, 20),
+        ("local v6", &tracked, A_V6, B_V6, 40),
+        ("to the internet", &tracked, A_V4, CLIENT_V4, 20),
+        ("local, untracked there", &untracked, A_V4, B_V4, 20),
     ] {
+        let policy = Policy::compile(model, None);
         for flows in FLOWS {
             let datapath = Datapath::new(1 << 20);
             let mut ports: Vec<u16> = (10_000..10_000 + flows).collect();

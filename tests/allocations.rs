@@ -18,7 +18,7 @@ use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent, Verdict};
 use sgwall::engine::{Engine, Options};
 use sgwall::link::{Link, MemoryLink, Readiness};
-use sgwall::model::InterfaceIx;
+use sgwall::model::{InterfaceIx, Model};
 use sgwall::policy::{DropReason, Policy};
 
 use self::world::{A_V4, A_V6, B_PUBLIC, B_V4, B_V6, CLIENT_V4};
@@ -89,8 +89,12 @@ struct Road {
 
 impl Road {
     fn new() -> Self {
+        Self::through(&world::model(100))
+    }
+
+    fn through(model: &Model) -> Self {
         Self {
-            policy: Policy::compile(&world::model(100), None),
+            policy: Policy::compile(model, None),
             datapath: Datapath::new(1 << 20),
             frame: vec![0; 1 << 16],
         }
@@ -215,6 +219,13 @@ fn a_packet_of_a_known_flow_allocates_nothing() {
     for (name, packets) in &exchanges {
         let counts = road.count(packets, passed_as_tracked);
         assert_eq!(counts, (0, 0), "{name}");
+    }
+    // The rules judge these, once for each policy.
+    let mut road = Road::through(&world::untracked(&world::model(100)));
+    for (name, packets) in &exchanges {
+        let delivered = |verdict: &Verdict| matches!(verdict.fate, Fate::Forward { .. });
+        let counts = road.count(packets, delivered);
+        assert_eq!(counts, (0, 0), "{name}, untracked");
     }
 }
 

@@ -242,13 +242,39 @@ fn group(name: &str, ingress: Vec<(Traffic, Peer)>) -> SecurityGroup {
         ingress: rules("ingress", ingress),
         egress: rules(
             "egress",
-            vec![
-                (Traffic::All, Peer::Ipv4(Ipv4Net::default())),
-                (Traffic::All, Peer::Ipv6(ipnet::Ipv6Net::default())),
-            ],
+            everybody_in_halves()
+                .into_iter()
+                .map(|peer| (Traffic::All, peer))
+                .collect(),
         ),
         place: place.clone(),
     }
+}
+
+/// All addresses, but not as the one block that would leave flows untracked.
+fn everybody_in_halves() -> Vec<Peer> {
+    let halves = ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"];
+    halves
+        .map(|half| match half.parse().expect("a network") {
+            IpNet::V4(net) => Peer::Ipv4(net),
+            IpNet::V6(net) => Peer::Ipv6(net),
+        })
+        .to_vec()
+}
+
+/// The same VPC with everything let out to all addresses as one block: what
+/// reaches its members from anybody isn't tracked there.
+pub fn untracked(model: &Model) -> Model {
+    let mut model = model.clone();
+    for group in &mut model.security_groups {
+        for rule in &mut group.egress {
+            rule.peer = match rule.peer {
+                Peer::Ipv6(_) => Peer::Ipv6(ipnet::Ipv6Net::default()),
+                _ => Peer::Ipv4(Ipv4Net::default()),
+            };
+        }
+    }
+    model
 }
 
 /// What members accept: HTTPS and UDP 53 from everybody, echo.
