@@ -15,7 +15,7 @@
 mod allowance;
 mod state;
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -149,9 +149,10 @@ impl FlowTable {
         (flow.expires.load(Ordering::Relaxed) > now.0).then_some(FlowRef(flow))
     }
 
-    /// Remembers the flow that a packet opens. An untracked one for which there
-    /// is no room is not remembered, and that is no error: the rules judge its
-    /// packets anyway.
+    /// Remembers the flow that a packet opens. Untracked ones have half of the
+    /// table: AWS needs no entry for them, so they must not take the room of
+    /// those that it tracks. One for which there is no room is not remembered,
+    /// and that is no error; the rules let its packets pass or don't.
     ///
     /// # Errors
     /// [`NoRoom`] if a tracked one can't be had.
@@ -182,10 +183,15 @@ impl FlowTable {
             }
             Entry::Vacant(vacant) => {
                 let charge = self.charge(opening)?;
+                let room = if opening.tracked {
+                    self.capacity
+                } else {
+                    self.capacity / 2
+                };
                 let reserved = self
                     .entries
                     .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |entries| {
-                        (entries < self.capacity).then_some(entries + 1)
+                        (entries < room).then_some(entries + 1)
                     })
                     .is_ok();
                 if reserved {
@@ -381,7 +387,7 @@ impl Flow {
             let expires = now
                 .0
                 .saturating_add(Millis::from(tracking.tcp_established).0);
-            self.put_off(expires, packet.protocol, tracking, now);
+            self.put_off(bits, expires, packet.protocol, tracking, now);
             return;
         }
         loop {
@@ -407,25 +413,33 @@ impl Flow {
                 continue;
             }
             let expires = now.0.saturating_add(next.timeout(tracking));
-            self.put_off(expires, packet.protocol, tracking, now);
+            self.put_off(next.bits(), expires, packet.protocol, tracking, now);
             return;
         }
     }
 
+    /// Lets the flow, whose state is `assumed`, live until `expires`.
     #[inline]
-    fn put_off(&self, expires: u64, protocol: u8, tracking: &Tracking, now: Millis) {
+    fn put_off(&self, assumed: u8, expires: u64, protocol: u8, tracking: &Tracking, now: Millis) {
         // Most packets come within the same millisecond as one before; to
         // leave the cache line clean is worth the look.
         if self.expires.load(Ordering::Relaxed) == expires {
             return;
         }
         self.expires.store(expires, Ordering::Relaxed);
-        // Another worker may have closed the connection between the look at
-        // the state and this store; the earlier end counts.
-        let state = self.state(protocol);
-        if state.is_closed() {
+        // Another worker may have moved the state on since it was looked at, and
+        // stored its expiry before ours: then the newer state's counts. Whoever
+        // comes second sees the other's state, as both look after they stored.
+        fence(Ordering::SeqCst);
+        let seen = self.state.load(Ordering::Acquire);
+        if seen != assumed {
+            let state = State::from_bits(protocol, seen);
             let end = now.0.saturating_add(state.timeout(tracking));
-            self.expires.fetch_min(end, Ordering::Relaxed);
+            if state.is_closed() {
+                self.expires.fetch_min(end, Ordering::Relaxed);
+            } else {
+                self.expires.store(end, Ordering::Relaxed);
+            }
         }
     }
 }

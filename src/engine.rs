@@ -37,7 +37,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Worker threads, at least one.
     pub workers: usize,
-    /// Most flows tracked at a time.
+    /// Most flows remembered at a time; untracked ones have half of it.
     pub max_flows: usize,
 }
 

@@ -44,7 +44,7 @@ pub use directory::{Directory, Hop, Owner, Path, Stranded};
 pub use matcher::Query;
 pub use reason::DropReason;
 pub use routes::{CompiledRoute, RouteIndex, Target};
-pub use service::Service;
+pub use service::{Service, is_forwardable};
 pub use table::{CompiledRule, Coverage, GroupKey, RuleTable};
 
 use table::{PeerSet, TableIndex};

@@ -67,11 +67,11 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     let policy = &status.policy;
     let _ = writeln!(
         out,
-        "policy generation {}, {} reloads, {} refused; {} of {} flows tracked; {} workers",
+        "policy generation {}, {} reloads, {} refused; {} of {} flows remembered; {} workers",
         policy.generation,
         policy.reloads,
         policy.refused,
-        status.flows.tracked,
+        status.flows.remembered,
         status.flows.capacity,
         status.workers,
     );

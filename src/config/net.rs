@@ -115,17 +115,14 @@ pub(super) fn cidr_help(text: &str) -> String {
 }
 
 /// Blocks to which nothing is forwarded, whatever a route says: link-local
-/// (RFC 3927, RFC 4291 §2.5.6), loopback, multicast, reserved, "this network"
-/// (RFC 6890).
-pub(super) const NEVER_FORWARDED: [&str; 8] = [
+/// (RFC 3927, RFC 4291 §2.5.6), loopback, multicast.
+pub(super) const NEVER_FORWARDED: [&str; 6] = [
     "169.254.0.0/16",
     "fe80::/10",
     "127.0.0.0/8",
     "::1/128",
     "224.0.0.0/4",
     "ff00::/8",
-    "240.0.0.0/4",
-    "0.0.0.0/8",
 ];
 
 /// Whether the block is one of those of AWS's own services, or within one:
@@ -143,7 +140,8 @@ pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
 }
 
 /// Whether a VPC may hold this block: none of it is loopback, link-local,
-/// multicast, reserved or "this network" (RFC 6890).
+/// multicast, reserved or "this network" (RFC 6890), or where AWS's own services
+/// are (aws-semantics §7).
 pub(super) fn may_be_vpc(net: &IpNet) -> bool {
     let forbidden = [
         v4([0, 0, 0, 0], 8),
@@ -154,7 +152,7 @@ pub(super) fn may_be_vpc(net: &IpNet) -> bool {
         v6(0xfe80, 10),
         v6(0xff00, 8),
     ];
-    !forbidden.iter().flatten().any(|block| overlap(block, net))
+    !is_service_block(net) && !forbidden.iter().flatten().any(|block| overlap(block, net))
 }
 
 /// The first four addresses and the last, which AWS reserves in every subnet

@@ -13,7 +13,7 @@ use super::{Datapath, Fate};
 use crate::conntrack::Millis;
 use crate::model::InterfaceIx;
 use crate::packet::{self, Packet, TcpFlags, Transport};
-use crate::policy::{DropReason, Policy};
+use crate::policy::{DropReason, Policy, PolicyInterface};
 use notes::{Notes, traffic};
 
 pub use views::{AclView, NearMiss, RouteView, RuleView};
@@ -122,7 +122,8 @@ pub struct LegStep {
 pub fn explain(policy: &Policy, question: &Question) -> Result<Explanation, QuestionError> {
     // Whatever is opened on the way is new to this data path, so the answer
     // does not depend on flows that happen to be open.
-    let datapath = Datapath::new(16);
+    // Each hop opens two at most, on the way there and back.
+    let datapath = Datapath::new(4 * MAX_HOPS);
     let (request, arrived) = leg(policy, &datapath, question, false)?;
     let reply = match arrived {
         Some((to, packet)) => match reply_to(to, &packet) {
@@ -211,7 +212,9 @@ fn leg(
 /// that it came to. (What a next hop really does is up to its own routes.)
 fn exit_of(policy: &Policy, at: InterfaceIx, packet: &Packet) -> Option<InterfaceIx> {
     let receiver = policy.interface(at)?;
-    if receiver.has(packet.destination) {
+    // A host takes what is for any of its interfaces, whichever it came to.
+    let own = |it: &PolicyInterface| it.entity == receiver.entity && it.has(packet.destination);
+    if policy.interfaces().any(|(_, interface)| own(interface)) {
         return None;
     }
     let beside = policy.interfaces().find(|(_, interface)| {

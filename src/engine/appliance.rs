@@ -184,7 +184,7 @@ impl Appliance {
                 last_refusal: declared.last_refusal.clone(),
             },
             flows: FlowStatus {
-                tracked: self.engine.flows().len(),
+                remembered: self.engine.flows().len(),
                 capacity: self.engine.flows().capacity(),
             },
             interfaces,

@@ -88,6 +88,8 @@ impl Worker {
         let mut policy = Cache::new(Arc::clone(&shared.policy));
         let mut events = Events::with_capacity(EVENTS);
         let mut frame = vec![0; FRAME];
+        // For the fragments of what is too big for a path, one at a time.
+        let mut piece = vec![0; FRAME];
         while !shared.stop.load(Ordering::Acquire) {
             self.wait(&mut events);
             // What may have packets now is drained once, a budget each; what
@@ -101,7 +103,7 @@ impl Worker {
                 // told to `Engine::swap`, which waits for it.
                 let policy = policy.load();
                 shared.seen[self.number].store(policy.generation(), Ordering::Release);
-                if self.drain(link, policy, &mut frame) == Left::More {
+                if self.drain(link, policy, &mut frame, &mut piece) == Left::More {
                     self.mark_hot(link);
                 }
             }
@@ -140,7 +142,7 @@ impl Worker {
     }
 
     /// Reads up to a budget of packets from one link and sends each on.
-    fn drain(&self, link: usize, policy: &Policy, frame: &mut [u8]) -> Left {
+    fn drain(&self, link: usize, policy: &Policy, frame: &mut [u8], piece: &mut [u8]) -> Left {
         let shared = &*self.shared;
         let from = InterfaceIx::new(link);
         let now = shared.now();
@@ -153,10 +155,10 @@ impl Worker {
                 shared
                     .datapath
                     .judge(policy, from, &mut frame[..length], now, &mut Silent);
-            self.carry_out(from, frame, &verdict);
+            self.carry_out(from, frame, piece, &verdict);
             if verdict.released {
                 while let Some((fragment, verdict)) = shared.datapath.next_released(from) {
-                    self.carry_out(from, &fragment, &verdict);
+                    self.carry_out(from, &fragment, piece, &verdict);
                 }
             }
         }
@@ -165,7 +167,7 @@ impl Worker {
 
     /// Does with the packet in `frame` what was decided.
     #[inline]
-    fn carry_out(&self, from: InterfaceIx, frame: &[u8], verdict: &Verdict) {
+    fn carry_out(&self, from: InterfaceIx, frame: &[u8], piece: &mut [u8], verdict: &Verdict) {
         let tally = self.shared.counters.tally(self.number);
         match verdict.fate {
             Fate::Drop { reason, at } => tally.dropped(reason, at, 1),
@@ -180,10 +182,11 @@ impl Worker {
                 length,
                 split: Some(mtu),
             } => {
-                let mut piece = vec![0; usize::from(mtu)];
-                let send = |fragment: &[u8]| self.send(Some(from), to, fragment);
-                if packet::split(&frame[..length], mtu, &mut piece, send).is_err() {
-                    tally.dropped(DropReason::TooBig, to, 1);
+                let send = |fragment: &[u8]| self.send(None, to, fragment);
+                match packet::split(&frame[..length], mtu, piece, send) {
+                    // One packet left the sender, however many arrive.
+                    Ok(()) => tally.sent(from, length),
+                    Err(_) => tally.dropped(DropReason::TooBig, to, 1),
                 }
             }
         }

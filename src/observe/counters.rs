@@ -138,15 +138,23 @@ impl Traffic {
 
 impl Tally<'_> {
     /// A packet of `bytes` went from one interface to another; `None` for what
-    /// the VPC's router sends.
+    /// the VPC's router sends or has split.
     pub fn delivered(&self, from: Option<InterfaceIx>, to: InterfaceIx, bytes: usize) {
-        if let Some(slots) = from.and_then(|from| self.slots.get(from.ix())) {
-            bump(&slots.packets_out, 1);
-            bump(&slots.bytes_out, bytes as u64);
+        if let Some(from) = from {
+            self.sent(from, bytes);
         }
         if let Some(slots) = self.slots.get(to.ix()) {
             bump(&slots.packets_in, 1);
             bump(&slots.bytes_in, bytes as u64);
+        }
+    }
+
+    /// A packet of `bytes` left an interface and was delivered, whole or in
+    /// fragments.
+    pub fn sent(&self, from: InterfaceIx, bytes: usize) {
+        if let Some(slots) = self.slots.get(from.ix()) {
+            bump(&slots.packets_out, 1);
+            bump(&slots.bytes_out, bytes as u64);
         }
     }
 

@@ -44,8 +44,9 @@ pub struct PolicyStatus {
 /// How full the flow table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowStatus {
-    /// Flows in it.
-    pub tracked: usize,
+    /// Flows in it: those that are tracked, and untracked ones that are
+    /// remembered.
+    pub remembered: usize,
     /// Most it holds.
     pub capacity: usize,
 }

@@ -184,7 +184,7 @@ impl Directory {
     ) -> Result<Hop<'p>, Stranded<'p>> {
         match &from.guard {
             Guard::Groups { subnet, .. } => {
-                if service::is_never_forwarded(destination) {
+                if !service::is_forwardable(destination) {
                     return Err(Stranded::without_route(DropReason::NoRoute));
                 }
                 let Some(route) = subnet.routes.find(destination) else {
@@ -279,7 +279,8 @@ impl Directory {
         local(owner).map(|to| Hop::plain(to, Path::From(Via::Vgw)))
     }
 
-    fn in_vpc(&self, address: IpAddr) -> bool {
+    /// Whether the address lies in one of the VPC's blocks.
+    pub fn in_vpc(&self, address: IpAddr) -> bool {
         self.vpc.iter().any(|cidr| cidr.contains(&address))
     }
 }

@@ -74,10 +74,11 @@ pub(super) fn addresses<'a>(
     routers.chain(resolvers).chain(EVERYWHERE)
 }
 
-/// Link-local blocks, and the one from which AWS's IPv6 services have their
-/// addresses: no route leads there, however wide (aws-semantics §7).
-pub(super) fn is_never_forwarded(destination: IpAddr) -> bool {
-    match destination {
+/// Whether a route can lead there: not to link-local blocks, nor to the one from
+/// which AWS's IPv6 services have their addresses, however wide it is
+/// (aws-semantics §7).
+pub fn is_forwardable(destination: IpAddr) -> bool {
+    !match destination {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.segments()[..2] == [0xfd00, 0x0ec2],
     }

@@ -67,7 +67,7 @@ pub(in crate::cli) fn resolve(
             )));
         }
     };
-    for &from in &sources {
+    for from in nearest_first(model, sources, &receiver) {
         let interface = &model.interfaces[from.ix()];
         for address in &interface.addresses {
             // A public address names its owner, which sends from the private one.
@@ -101,6 +101,34 @@ pub(in crate::cli) fn resolve(
             Family::Either => "",
         }
     )))
+}
+
+/// The sender's interfaces as its own routes would choose among them: one whose
+/// subnet holds an address of the receiver's first.
+fn nearest_first(
+    model: &Model,
+    mut sources: Vec<InterfaceIx>,
+    receiver: &Peer,
+) -> Vec<InterfaceIx> {
+    let targets: Vec<IpAddr> = match receiver {
+        Peer::Address(address, _) => vec![*address],
+        Peer::Named(interfaces) => interfaces
+            .iter()
+            .flat_map(|at| &model.interfaces[at.ix()].addresses)
+            .map(|address| address.private)
+            .collect(),
+    };
+    let is_far = |at: &InterfaceIx| match &model.interfaces[at.ix()].attachment {
+        Attachment::Subnet { subnet, .. } => {
+            let subnet = &model.subnets[subnet.ix()];
+            !targets
+                .iter()
+                .any(|target| subnet.cidr_of(*target).is_some())
+        }
+        Attachment::External(_) => true,
+    };
+    sources.sort_by_key(is_far);
+    sources
 }
 
 /// What never leaves the entity never meets a security group.

@@ -9,7 +9,7 @@ use crate::model::{Direction, InterfaceIx, Via, protocol, protocol_name};
 use crate::packet::{Packet, ParseError};
 use crate::policy::{
     AclDecision, AclTable, CompiledRoute, CompiledRule, DropReason, Guard, Hop, Owner, Path,
-    Policy, PolicyInterface, Query, RuleTable, Stranded, Target,
+    Policy, PolicyInterface, Query, RuleTable, Stranded, Target, is_forwardable,
 };
 
 /// The ports from which clients ask, as one range for all systems
@@ -249,6 +249,7 @@ impl<'p> Notes<'p> {
             .map(|it| &it.routes);
         let route = stranded.route.map(|route| self.name_route(at, route));
         let destination = self.packet.map(|packet| packet.destination);
+        let forwardable = destination.is_some_and(is_forwardable);
         let what = match (stranded.reason, sender.map(|sender| &sender.guard)) {
             (DropReason::NoRoute, Some(Guard::Outside(Via::Igw))) => {
                 "the internet reaches the VPC's public addresses only".to_owned()
@@ -257,6 +258,9 @@ impl<'p> Notes<'p> {
                 "the VPN reaches the VPC's private addresses only".to_owned()
             }
             (DropReason::NoRoute, _) => match (&route, table, destination) {
+                _ if !forwardable => {
+                    "no router forwards to that block, whatever route covers it".to_owned()
+                }
                 (Some(route), ..) => format!("the route {route} leads back to where it comes from"),
                 (None, Some(table), Some(destination)) => {
                     format!("rtb/{} has no route to {destination}", table.name())
@@ -281,6 +285,9 @@ impl<'p> Notes<'p> {
         }
         if let (DropReason::NoRoute | DropReason::Blackhole, Some(table), Some(destination)) =
             (stranded.reason, table, destination)
+            // Inside the VPC only a whole subnet may have a route of its own.
+            && forwardable
+            && !self.policy.directory().in_vpc(destination)
             && let Some(step) = self.steps.last_mut()
         {
             let via = match self.policy.directory().owner(destination) {
