@@ -162,8 +162,8 @@ impl Datagrams {
 }
 
 impl FloodPlan {
-    /// All of the flood: datagrams begun, fragments of one datagram, or long
-    /// fragments of many that wait for their first.
+    /// All of the flood: datagrams begun, fragments of one datagram, with gaps
+    /// or without, or long fragments of many that wait for their first.
     pub fn frames(&self, model: &Model) -> Vec<Frame> {
         let whole = self.packet.build_long(model, 9000);
         let part = |id: u16, offset: usize, length: usize| Part {
@@ -174,9 +174,11 @@ impl FloodPlan {
             dont_fragment: false,
         };
         (0..self.count)
-            .map(|nth| match self.kind % 4 {
-                0 | 1 => part(100 + nth, 0, 64),
-                2 => part(7, 8 + 8 * usize::from(nth), 8),
+            .map(|nth| match self.kind % 8 {
+                0..=2 => part(100 + nth, 0, 64),
+                3 => part(7, 8 + 8 * usize::from(nth), 8),
+                4 => part(7, 16 * usize::from(nth), 8),
+                5 => part(7, 64 * usize::from(nth), 32),
                 _ => part(1000 + nth, 8000, 8 * usize::from(900 + nth)),
             })
             .map(|part| Frame::read(whole.packet.from, cut(&whole.bytes, part)))

@@ -195,7 +195,7 @@ impl World {
             Step::Send(plan) => Some((plan.build(model), self.history.new_talk())),
             Step::Turn(back, plan) => self.history.turn(*back, *plan),
             Step::Error(back, plan) => self.history.error(model, *back, *plan),
-            Step::Forward(back) => self.history.forward(model, *back),
+            Step::Forward(back, by) => self.history.forward(model, *back, *by),
             Step::Datagram(plan) => {
                 let place = self.history.new_talk();
                 self.datagrams.begin(model, plan, place);

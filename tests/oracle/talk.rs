@@ -218,32 +218,34 @@ impl History {
         Some((Frame::new(packet, Extension::Absent), place))
     }
 
-    /// The packet `back` before the last, sent on by who got it, if that one
-    /// may send in the name of others.
-    pub fn forward(&self, model: &Model, back: u8) -> Option<(Frame, Place)> {
-        // Look a little further for one that can be forwarded.
-        let last = self
-            .sent
-            .len()
-            .checked_sub(1 + usize::from(back) % self.sent.len().max(1))?;
-        let earlier = self.sent[..=last].iter().rev().take(8).find(|sent| {
-            sent.delivered
-                && sent.seen.is_some_and(|(to, seen)| {
-                    let receiver = &model.interfaces[to.ix()];
-                    !receiver.source_dest_check
-                        && !receiver
-                            .addresses
-                            .iter()
-                            .any(|a| a.private == seen.destination)
-                })
-        })?;
-        let (to, seen) = earlier.seen?;
-        let untouched = (seen.source, seen.destination)
-            == (
-                earlier.frame.packet.source,
-                earlier.frame.packet.destination,
-            );
-        untouched.then(|| (earlier.frame.sent_by(to), earlier.place))
+    /// A packet sent on by who got it for others; or else the packet `back`
+    /// before the last, sent in its author's name by somebody who may.
+    pub fn forward(&self, model: &Model, back: u8, by: u8) -> Option<(Frame, Place)> {
+        let forwards = |ix: InterfaceIx| !model.interfaces[ix.ix()].source_dest_check;
+        let is_for_others = |sent: &&Sent| {
+            let Some((to, seen)) = sent.seen.filter(|_| sent.delivered) else {
+                return false;
+            };
+            let own = &model.interfaces[to.ix()].addresses;
+            // What the gateway translated would have to be written anew.
+            let untouched = (seen.source, seen.destination)
+                == (sent.frame.packet.source, sent.frame.packet.destination);
+            untouched && forwards(to) && !own.iter().any(|a| a.private == seen.destination)
+        };
+        let earlier = self.earlier(back)?;
+        if let Some(sent) = self.sent.iter().rev().take(8).find(is_for_others) {
+            let (to, _) = sent.seen?;
+            return Some((sent.frame.sent_by(to), sent.place));
+        }
+        let others: Vec<InterfaceIx> = model
+            .interfaces()
+            .map(|(ix, _)| ix)
+            .filter(|ix| forwards(*ix) && *ix != earlier.frame.packet.from)
+            .collect();
+        if others.is_empty() {
+            return None;
+        }
+        Some((earlier.frame.sent_by(*pick(&others, by)), earlier.place))
     }
 
     /// How long it takes until the flow of the packet `back` before the last
@@ -321,8 +323,9 @@ impl History {
         };
         *set = match plan.flags % 16 {
             0..=8 => natural,
-            9..=12 => FIN_ACK,
-            13 => flags(true, false, false, false),
+            9..=11 => FIN_ACK,
+            12 => flags(true, false, false, false),
+            13 => SYN_ACK,
             _ => first_flags(plan.flags / 8),
         };
         *data = u32::from(plan.data / 64);

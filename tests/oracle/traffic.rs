@@ -45,8 +45,9 @@ pub enum Step {
     Turn(u8, TurnPlan),
     /// Somebody sends an ICMP error about an earlier packet.
     Error(u8, ErrorPlan),
-    /// Who got an earlier packet for others sends it on.
-    Forward(u8),
+    /// Who got an earlier packet for others sends it on; or somebody sends it
+    /// once more in its author's name.
+    Forward(u8, u8),
     /// Somebody begins to send a datagram in fragments.
     Datagram(DatagramPlan),
     /// Another fragment of an earlier datagram is sent.
@@ -438,7 +439,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(plan, turns)| Step::Talk(plan, turns)),
         20 => (back(), talk::turn_plan()).prop_map(|(back, turn)| Step::Turn(back, turn)),
         8 => (back(), talk::error_plan()).prop_map(|(back, error)| Step::Error(back, error)),
-        4 => back().prop_map(Step::Forward),
+        5 => (back(), any::<u8>()).prop_map(|(back, by)| Step::Forward(back, by)),
         6 => datagrams::datagram_plan().prop_map(Step::Datagram),
         10 => (back(), datagrams::part_plan()).prop_map(|(back, part)| Step::Part(back, part)),
         6 => any::<u8>().prop_map(Step::Wait),

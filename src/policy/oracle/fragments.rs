@@ -19,6 +19,8 @@ const DATAGRAMS_OF_ONE: usize = 256;
 const DATAGRAMS: usize = 4096;
 /// Fragments of one datagram that wait for its first.
 const WAITING: usize = 64;
+/// Stretches of a datagram that were seen, with gaps between them.
+const STRETCHES: usize = 64;
 /// Bytes that wait for first fragments at one sending interface.
 const WAITING_BYTES: usize = 256 * 1024;
 /// Longest datagram without its header.
@@ -97,7 +99,10 @@ impl Oracle {
         // 2. Whether there is room: nothing is evicted, and what finds no room
         //    leaves no trace.
         let is_first = fragment.offset == 0;
-        if known.is_none() && !self.has_room_for_datagram(from)
+        let in_pieces = known
+            .is_some_and(|position| self.datagrams[position].stretches_with(fragment) > STRETCHES);
+        if in_pieces
+            || known.is_none() && !self.has_room_for_datagram(from)
             || !is_first && !self.has_room_for_waiting(packet, known)
         {
             outcome.judgement = refuse(DropReason::FragmentTableFull);
@@ -208,6 +213,15 @@ impl Datagram {
         let second_last = self.end.is_some() && !fragment.more;
         let too_short_a_last = !fragment.more && self.seen.iter().any(|&(_, its_to)| its_to > to);
         !overlaps && !beyond_the_end && !second_last && !too_short_a_last
+    }
+
+    /// How many stretches without gaps would be seen with the fragment.
+    fn stretches_with(&self, fragment: Fragment) -> usize {
+        let mut seen = self.seen.clone();
+        seen.push((fragment.offset, fragment.end()));
+        seen.sort_unstable();
+        let gaps = seen.windows(2).filter(|pair| pair[0].1 < pair[1].0);
+        1 + gaps.count()
     }
 
     fn note(&mut self, fragment: Fragment) {

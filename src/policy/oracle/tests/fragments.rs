@@ -420,6 +420,26 @@ fn at_most_64_fragments_of_a_datagram_wait() {
 }
 
 #[test]
+fn at_most_64_stretches_of_a_datagram_are_told_apart() {
+    let (lab, a, b) = pair();
+    let mut oracle = lab.oracle();
+    assert_delivered(oracle.verdict(&part(a, 1, 0, 8, true), at(0)), b);
+    for nth in 1..64 {
+        let apart = part(a, 1, nth * 16, 8, true);
+        assert_eq!(oracle.verdict(&apart, at(0)), followed(&apart, b));
+    }
+    let no_room = part(a, 1, 64 * 16, 8, true);
+    assert_eq!(
+        oracle.verdict(&no_room, at(0)),
+        dropped(DropReason::FragmentTableFull, a)
+    );
+    // One that fills a gap needs no room, and makes some.
+    for fits in [part(a, 1, 8, 8, true), no_room] {
+        assert_eq!(oracle.verdict(&fits, at(0)), followed(&fits, b));
+    }
+}
+
+#[test]
 fn at_most_256_kib_of_one_sender_wait() {
     let (lab, a, _) = pair();
     let mut oracle = lab.oracle();
