@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use sgwall::model::protocol;
-use sgwall::packet::{TcpFlags, Transport, build};
+use sgwall::packet::{TcpFlags, Transport, build, split};
 
 /// `a` may reach `b` on port 443, by one rule.
 const LAB: &str = "\
@@ -196,6 +196,127 @@ fn time_is_the_lists_own() {
     let packets = room.write("packets.txt", &list.join("\n"));
     let output = replay(&[lab.as_os_str(), packets.as_os_str()]);
     assert_eq!(output.status.code(), Some(0), "{}", both(&output));
+}
+
+#[test]
+fn a_fragment_waits_for_its_first_and_follows_it() {
+    let room = Room::new();
+    let [first, later] = fragments(7);
+    let [_, orphan] = fragments(8);
+    let [_, twice] = fragments(9);
+    let list = [
+        format!("0 a {later} = held"),
+        format!("1 a {first} = delivered to two/eth0 (out by rule, in by rule)"),
+        format!("2 a {orphan} = held"),
+        format!("3 a {twice} = held"),
+        format!("4 a {twice} = dropped overlapping_fragment at a"),
+        format!("40 a {} = delivered to b", tcp(A, 4000, B, 443, SYN)),
+    ];
+    let packets = room.write("packets.txt", &list.join("\n"));
+    let lab = room.write(
+        "lab.yaml",
+        &LAB.replace(
+            "  open: {}",
+            "  open: { ingress: [ { protocol: udp, ports: 53, from: 10.0.1.0/24 } ] }",
+        ),
+    );
+    let output = replay(&[lab.as_os_str(), packets.as_os_str()]);
+    let text = both(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[0].contains("udp 10.0.1.10 > 10.0.1.30, fragment 16-32 of 7, 36 bytes"),
+        "{text}"
+    );
+    assert!(lines[0].ends_with("held"), "{text}");
+    assert!(
+        lines[1]
+            .contains("udp 10.0.1.10:4000 > 10.0.1.30:53, fragment 0-16 and more of 7, 36 bytes"),
+        "{text}"
+    );
+    let follows =
+        "follows: udp 10.0.1.10 > 10.0.1.30, fragment 16-32 of 7, 36 bytes  delivered to two/eth0";
+    assert!(lines[2].trim_start().starts_with(follows), "{text}");
+    assert!(
+        lines[6]
+            .trim_start()
+            .starts_with("with it: dropped overlapping_fragment, 1 fragment"),
+        "{text}"
+    );
+    assert!(
+        lines[8].ends_with("before: dropped orphan_fragment at a, 1 fragment"),
+        "{text}"
+    );
+    assert!(
+        lines[9].contains("6 packets: 2 delivered, 1 dropped, 3 held; all 6"),
+        "{text}"
+    );
+
+    let output = replay(&[
+        lab.as_os_str(),
+        packets.as_os_str(),
+        "--format".as_ref(),
+        "json".as_ref(),
+    ]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["held"], 3);
+    let events = answer["events"].as_array().unwrap();
+    assert_eq!(events[0]["verdict"], "held");
+    assert_eq!(events[0]["besides"], Value::Null);
+    assert_eq!(events[1]["besides"][0]["what"], "released");
+    assert_eq!(events[1]["besides"][0]["verdict"], "delivered");
+    assert_eq!(events[1]["besides"][0]["to"], "two/eth0");
+    assert_eq!(events[4]["besides"][0]["what"], "lost");
+    assert_eq!(events[5]["besides"][0]["what"], "orphaned");
+}
+
+#[test]
+fn what_is_too_big_shows_what_its_sender_hears() {
+    let room = Room::new();
+    let icmp = "{ protocol: icmp, type: 3, code: 4, from: 10.0.1.0/24 }";
+    let small = LAB.replace(
+        "addresses: [10.0.1.20],",
+        "addresses: [10.0.1.20], mtu: 1500,",
+    );
+    room.write("deaf.yaml", &small);
+    let lab = room.write(
+        "lab.yaml",
+        &small.replace("  open: {}", &format!("  open: {{ ingress: [ {icmp} ] }}")),
+    );
+    let transport = Transport::Tcp {
+        source: 4000,
+        destination: 443,
+        flags: ACK,
+        end: 2000,
+        acknowledgement: 1,
+    };
+    let mut long = packet(A, B, transport, &[0; 2000]);
+    let whole = as_hex(&long);
+    // Without DF it goes on in fragments.
+    long[6] = 0;
+    let list = [
+        format!("0 a {whole} = dropped too_big at b"),
+        format!("1 a {} = delivered to b", as_hex(&long)),
+        "2 @ deaf.yaml".to_owned(),
+        format!("3 a {whole} = dropped too_big at b"),
+    ];
+    let packets = room.write("packets.txt", &list.join("\n"));
+    let output = replay(&[lab.as_os_str(), packets.as_os_str()]);
+    let text = both(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+    assert!(
+        lines[1].starts_with("answered: icmp 10.0.1.20 > 10.0.1.10 type 3 code 4, 576 bytes"),
+        "{text}"
+    );
+    assert!(
+        lines[3].starts_with("in fragments of at most 1500 bytes"),
+        "{text}"
+    );
+    assert!(
+        lines[6].starts_with("its answer: dropped no_ingress_rule at a"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -566,9 +687,33 @@ fn udp(source: u16, destination: u16) -> Transport {
     }
 }
 
+/// A UDP datagram from `a` to `two` in two fragments.
+fn fragments(id: u8) -> [String; 2] {
+    let mut whole = packet(A, "10.0.1.30", udp(4000, 53), &[0; 24]);
+    whole[5] = id;
+    whole[6] = 0;
+    let mut parts = Vec::new();
+    split(&whole, 36, &mut [0; 36], |part| parts.push(as_hex(part))).unwrap();
+    parts.try_into().unwrap()
+}
+
 fn hex(from: &str, to: &str, transport: Transport) -> String {
+    as_hex(&packet(from, to, transport, &[]))
+}
+
+fn packet(from: &str, to: &str, transport: Transport, payload: &[u8]) -> Vec<u8> {
     let address = |text: &str| text.parse::<IpAddr>().unwrap();
-    let bytes = build(address(from), address(to), protocol::TCP, transport, &[]).unwrap();
+    build(
+        address(from),
+        address(to),
+        protocol::TCP,
+        transport,
+        payload,
+    )
+    .unwrap()
+}
+
+fn as_hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut out, byte| {
         write!(out, "{byte:02x}").unwrap();
         out

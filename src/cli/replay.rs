@@ -2,7 +2,6 @@
 //! of its own, and compare what becomes of them with what is expected.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,19 +9,21 @@ use clap::ValueHint;
 use serde::Serialize;
 
 use super::check::{self, counted};
-use super::output::{Paint, pad, print, print_json};
+use super::output::{Paint, print, print_json};
 use super::{CliError, Format, Outcome};
 use crate::config;
 use crate::conntrack::{DEFAULT_CAPACITY, Millis};
-use crate::datapath::{Admission, Datapath, Fate, Silent};
+use crate::datapath::{self, Admission, Answer, Datapath, Fate, Silent};
 use crate::model::{InterfaceIx, Model};
 use crate::packet;
 use crate::policy::{DropReason, Policy};
 
 mod describe;
 pub mod script;
+mod text;
 
 use script::{By, Event, Expected, What};
+use text::text;
 
 /// Arguments of `sgwall replay`.
 #[derive(Debug, clap::Args)]
@@ -96,12 +97,14 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
 
 /// What became of all packets.
 #[derive(Debug, Serialize)]
-struct Answer {
+struct Report {
     /// Whether every expectation holds.
     as_expected: bool,
     packets: usize,
     delivered: usize,
     dropped: usize,
+    /// Fragments that waited for their first.
+    held: usize,
     /// Packets that say what is expected.
     expectations: usize,
     /// Of those, how many came out otherwise.
@@ -132,6 +135,9 @@ enum Happened {
         expected: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         met: Option<bool>,
+        /// What else it set off.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        besides: Vec<Besides>,
     },
     /// A lab file took over.
     Change { file: String, generation: u64 },
@@ -152,6 +158,54 @@ enum Verdict {
     },
     /// A fragment that waits for its datagram's first.
     Held,
+}
+
+/// What else a packet set off, or was found when it came.
+#[derive(Debug, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+enum Besides {
+    /// Fragments of this sender waited for a first that didn't come in time.
+    Orphaned { from: String, fragments: u64 },
+    /// It is longer than the path takes, and sent in fragments.
+    Split { mtu: u16 },
+    /// The VPC's router tells the sender that it is too big.
+    Answered { packet: String },
+    /// The router's answer doesn't reach the sender.
+    Unanswered { reason: DropReason, at: String },
+    /// A fragment that waited for this one follows it.
+    Released {
+        packet: String,
+        #[serde(flatten)]
+        verdict: Verdict,
+    },
+    /// Fragments of its datagram waited, and are dropped with it.
+    Lost { fragments: u16 },
+}
+
+impl std::fmt::Display for Besides {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Orphaned { from, fragments } => {
+                let many = counted(
+                    usize::try_from(*fragments).unwrap_or(usize::MAX),
+                    "fragment",
+                    "fragments",
+                );
+                write!(f, "before: dropped orphan_fragment at {from}, {many}")
+            }
+            Self::Split { mtu } => write!(f, "in fragments of at most {mtu} bytes"),
+            Self::Answered { packet } => write!(f, "answered: {packet}"),
+            Self::Unanswered { reason, at } => write!(f, "its answer: dropped {reason} at {at}"),
+            Self::Released { packet, verdict } => write!(f, "follows: {packet}  {verdict}"),
+            Self::Lost { fragments } => {
+                let many = counted(usize::from(*fragments), "fragment", "fragments");
+                write!(
+                    f,
+                    "with it: dropped overlapping_fragment, {many} that waited"
+                )
+            }
+        }
+    }
 }
 
 /// What let a packet pass one interface's groups.
@@ -215,7 +269,7 @@ impl Replay {
         }
     }
 
-    fn all(mut self, events: &[Event]) -> Answer {
+    fn all(mut self, events: &[Event]) -> Report {
         let events: Vec<Line> = events.iter().map(|event| self.event(event)).collect();
         let count = |which: fn(&Happened) -> bool| {
             let happened = events.iter().map(|line| &line.what);
@@ -230,27 +284,18 @@ impl Replay {
                 }
             )
         });
-        Answer {
+        let came_to = |which: fn(&Verdict) -> bool| {
+            let happened = events.iter().map(|line| &line.what);
+            happened
+                .filter(|what| matches!(what, Happened::Packet { verdict, .. } if which(verdict)))
+                .count()
+        };
+        Report {
             as_expected: unmet == 0,
-            packets: count(|what| matches!(what, Happened::Packet { .. })),
-            delivered: count(|what| {
-                matches!(
-                    what,
-                    Happened::Packet {
-                        verdict: Verdict::Delivered { .. },
-                        ..
-                    }
-                )
-            }),
-            dropped: count(|what| {
-                matches!(
-                    what,
-                    Happened::Packet {
-                        verdict: Verdict::Dropped { .. },
-                        ..
-                    }
-                )
-            }),
+            packets: came_to(|_| true),
+            delivered: came_to(|verdict| matches!(verdict, Verdict::Delivered { .. })),
+            dropped: came_to(|verdict| matches!(verdict, Verdict::Dropped { .. })),
+            held: came_to(|verdict| matches!(verdict, Verdict::Held)),
             expectations: count(|what| matches!(what, Happened::Packet { met: Some(_), .. })),
             unmet,
             events,
@@ -286,18 +331,67 @@ impl Replay {
         expected: Option<&Expected>,
         now: Millis,
     ) -> Happened {
+        let mut besides = Vec::new();
         // As an appliance does every second: what has expired gives its place
         // back.
-        self.datapath.sweep(now);
+        for (from, fragments) in self.datapath.sweep(now).orphans {
+            let from = self.label(from);
+            besides.push(Besides::Orphaned { from, fragments });
+        }
         let packet = describe::packet(packet::parse(&frame), frame.len());
         let sender = self.interfaces[from];
         let verdict = self
             .datapath
             .judge(&self.policy, sender, &mut frame, now, &mut Silent);
-        let (out, into) = (Let::from(verdict.egress), Let::from(verdict.ingress));
-        let met = expected.map(|expected| match (expected, verdict.fate) {
+        let met = expected.map(|expected| self.meets(&verdict, expected));
+        self.add_besides(sender, &frame, &verdict, &mut besides);
+        Happened::Packet {
+            from: self.label(sender),
+            packet,
+            verdict: self.verdict(&verdict),
+            expected: expected.map(|expected| self.expectation(expected)),
+            met,
+            besides,
+        }
+    }
+
+    /// What else a packet from `sender` set off; `frame` is as judging left it.
+    fn add_besides(
+        &self,
+        sender: InterfaceIx,
+        frame: &[u8],
+        verdict: &datapath::Verdict,
+        besides: &mut Vec<Besides>,
+    ) {
+        if verdict.lost > 0 {
+            let fragments = verdict.lost;
+            besides.push(Besides::Lost { fragments });
+        }
+        match verdict.answer {
+            None => {}
+            Some(Answer::Sent { length }) => besides.push(Besides::Answered {
+                packet: describe::packet(packet::parse(&frame[..length]), length),
+            }),
+            Some(Answer::Dropped { reason, at }) => besides.push(Besides::Unanswered {
+                reason,
+                at: self.label(at),
+            }),
+        }
+        besides.extend(split(verdict.fate));
+        while let Some((frame, verdict)) = self.datapath.next_released(sender) {
+            besides.push(Besides::Released {
+                packet: describe::packet(packet::parse(&frame), frame.len()),
+                verdict: self.verdict(&verdict),
+            });
+            besides.extend(split(verdict.fate));
+        }
+    }
+
+    fn meets(&self, verdict: &datapath::Verdict, expected: &Expected) -> bool {
+        match (expected, verdict.fate) {
             (Expected::Delivered { to, by }, Fate::Forward { to: arrived, .. }) => {
-                self.is(arrived, to) && by.is_none_or(|by| by == (out.by, into.by))
+                let met = (Let::from(verdict.egress).by, Let::from(verdict.ingress).by);
+                self.is(arrived, to) && by.is_none_or(|by| by == met)
             }
             (
                 Expected::Dropped { reason, at },
@@ -308,25 +402,21 @@ impl Replay {
             ) => *reason == why && self.is(here, at),
             (Expected::Held, Fate::Hold { .. }) => true,
             _ => false,
-        });
-        let verdict = match verdict.fate {
+        }
+    }
+
+    fn verdict(&self, verdict: &datapath::Verdict) -> Verdict {
+        match verdict.fate {
             Fate::Forward { to, .. } => Verdict::Delivered {
                 to: self.label(to),
-                out,
-                r#in: into,
+                out: verdict.egress.into(),
+                r#in: verdict.ingress.into(),
             },
             Fate::Hold { .. } => Verdict::Held,
             Fate::Drop { reason, at } => Verdict::Dropped {
                 reason,
                 at: self.label(at),
             },
-        };
-        Happened::Packet {
-            from: self.label(sender),
-            packet,
-            verdict,
-            expected: expected.map(|expected| self.expectation(expected)),
-            met,
         }
     }
 
@@ -356,118 +446,12 @@ impl Replay {
     }
 }
 
-fn text(packets: &Path, answer: &Answer, paint: Paint) -> String {
-    let decimals = answer
-        .events
-        .iter()
-        .map(|line| decimals_of(line.time))
-        .max()
-        .unwrap_or(0);
-    let rows: Vec<Row> = answer
-        .events
-        .iter()
-        .map(|line| Row::of(line, decimals, paint))
-        .collect();
-    let widest = |of: fn(&Row) -> &str| rows.iter().map(|row| of(row).chars().count()).max();
-    let time = widest(|row| &row.time).unwrap_or(0);
-    let who = widest(|row| &row.who).unwrap_or(0);
-    let what = widest(|row| &row.what).unwrap_or(0);
-    let mut out = String::new();
-    for row in &rows {
-        let _ = writeln!(
-            out,
-            "{}  {:>time$}  {}  {}  {}",
-            row.mark,
-            row.time,
-            pad(&row.who, who),
-            pad(&row.what, what),
-            row.outcome
-        );
-    }
-    let _ = writeln!(out, "{}: {}", packets.display(), summary(answer, paint));
-    out
-}
-
-/// What is written of one line.
-struct Row {
-    mark: String,
-    time: String,
-    who: String,
-    what: String,
-    outcome: String,
-}
-
-impl Row {
-    fn of(line: &Line, decimals: usize, paint: Paint) -> Self {
-        let (mark, who, what, outcome) = match &line.what {
-            Happened::Change { file, generation } => (
-                "    ".to_owned(),
-                "@".to_owned(),
-                file.clone(),
-                paint.faint(&format!("takes over as generation {generation}")),
-            ),
-            Happened::Packet {
-                from,
-                packet,
-                verdict,
-                expected,
-                met,
-            } => {
-                let (mark, outcome) = match (met, expected) {
-                    (Some(false), Some(expected)) => (
-                        paint.bad("FAIL"),
-                        format!("{verdict}, {}", paint.bad(&format!("expected {expected}"))),
-                    ),
-                    (Some(true), _) => (paint.good(" ok "), verdict.to_string()),
-                    _ => ("    ".to_owned(), verdict.to_string()),
-                };
-                (mark, from.clone(), packet.clone(), outcome)
-            }
-        };
-        Self {
-            mark,
-            time: seconds(line.time, decimals),
-            who,
-            what,
-            outcome,
-        }
-    }
-}
-
-/// `time` in seconds with so many decimals.
-fn seconds(time: Duration, decimals: usize) -> String {
-    let mut text = format!("{}.{:09}", time.as_secs(), time.subsec_nanos());
-    text.truncate(text.len() - 9 + decimals);
-    text
-}
-
-/// Decimals, by threes, that `time` in seconds needs: at least milliseconds.
-fn decimals_of(time: Duration) -> usize {
-    match time.subsec_nanos() {
-        nanos if nanos % 1_000_000 == 0 => 3,
-        nanos if nanos % 1_000 == 0 => 6,
-        _ => 9,
-    }
-}
-
-fn summary(answer: &Answer, paint: Paint) -> String {
-    let counts = format!(
-        "{}: {} delivered, {} dropped",
-        counted(answer.packets, "packet", "packets"),
-        answer.delivered,
-        answer.dropped
-    );
-    let met = answer.expectations - answer.unmet;
-    match (answer.expectations, answer.unmet) {
-        (0, _) => format!("{counts}; nothing was expected"),
-        (_, 0) => format!(
-            "{counts}; {}",
-            paint.good(&format!("all {met} as expected"))
-        ),
-        (_, unmet) => format!(
-            "{counts}; {met} as expected, {}",
-            paint.bad(&format!("{unmet} not"))
-        ),
+fn split(fate: Fate) -> Option<Besides> {
+    match fate {
+        Fate::Forward {
+            split: Some(mtu), ..
+        } => Some(Besides::Split { mtu }),
+        _ => None,
     }
 }
 
