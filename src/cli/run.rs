@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = default_workers(),
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     workers: usize,
-    /// Most flows tracked at a time.
+    /// Most flows remembered at a time; untracked ones have half of it.
     #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_flows: usize,
