@@ -37,6 +37,7 @@ EXPECTED is one of
   delivered to INTERFACE            perhaps with (out by rule|flow|none, in by …)
   dropped REASON at INTERFACE       such as: dropped no_ingress_rule at db
   held                              a fragment that waits for its first
+Quotas are not held against the lab files.
 
 Exit code: 0 everything came out as expected, 1 something didn't or a file is
 invalid, 2 wrong usage.
