@@ -7,7 +7,7 @@ use sgwall::model::{InterfaceIx, Model};
 
 use crate::models::pick;
 use crate::talk::Place;
-use crate::traffic::{PacketPlan, packet_plan};
+use crate::traffic::{PacketPlan, friendly_plan, packet_plan};
 use crate::wire::{Frame, Part, cut, datagram_start};
 
 /// Bytes after the transport header.
@@ -68,7 +68,7 @@ pub fn part_plan() -> impl Strategy<Value = PartPlan> {
 
 /// Any flood.
 pub fn flood_plan() -> impl Strategy<Value = FloodPlan> {
-    (packet_plan(), any::<u8>(), 0..=270u16).prop_map(|(packet, kind, count)| FloodPlan {
+    (friendly_plan(), any::<u8>(), 0..=270u16).prop_map(|(packet, kind, count)| FloodPlan {
         packet,
         kind,
         count,
@@ -163,7 +163,8 @@ impl Datagrams {
 
 impl FloodPlan {
     /// All of the flood: datagrams begun, fragments of one datagram, with gaps
-    /// or without, or long fragments of many that wait for their first.
+    /// or without, or long fragments of many that wait for their first, some of
+    /// them sent twice.
     pub fn frames(&self, model: &Model) -> Vec<Frame> {
         let whole = self.packet.build_long(model, 9000);
         let part = |id: u16, offset: usize, length: usize| Part {
@@ -179,6 +180,7 @@ impl FloodPlan {
                 3 => part(7, 8 + 8 * usize::from(nth), 8),
                 4 => part(7, 16 * usize::from(nth), 8),
                 5 => part(7, 64 * usize::from(nth), 32),
+                6 => part(1000 + nth / 2, 8000, 8 * 1100),
                 _ => part(1000 + nth, 8000, 8 * usize::from(900 + nth)),
             })
             .map(|part| Frame::read(whole.packet.from, cut(&whole.bytes, part)))
