@@ -117,6 +117,8 @@ impl Oracle {
     /// Keeps a new flow, in the place of the untracked one at `old` if there is
     /// such a one. Without room the packet of a tracked flow is dropped, and
     /// live flows stay; that of an untracked one passes and is not remembered.
+    /// (Untracked ones have half of the room: AWS needs none for them, so they
+    /// must not take that of those that it tracks.)
     fn remember(&mut self, flow: Flow, old: Option<usize>) -> Result<(), DropReason> {
         let entity = self.model.interfaces[flow.identity.interface.ix()].entity;
         let allowance = self.model.entities[entity.ix()].max_flows;
@@ -124,9 +126,15 @@ impl Oracle {
             return Err(DropReason::ConntrackAllowance);
         }
         if let Some(old) = old {
-            self.flows.remove(old);
+            self.flows[old] = flow;
+            return Ok(());
         }
-        if self.flows.len() < self.capacity {
+        let room = if flow.tracked {
+            self.capacity
+        } else {
+            self.capacity / 2
+        };
+        if self.flows.len() < room {
             self.flows.push(flow);
             Ok(())
         } else if flow.tracked {
