@@ -199,6 +199,67 @@ fn time_is_the_lists_own() {
 }
 
 #[test]
+fn icmp_questions_are_answered_within_30_seconds() {
+    let room = Room::new();
+    let ping = |request, id| Transport::IcmpQuery {
+        kind: if request { 8 } else { 0 },
+        code: 0,
+        id,
+        request,
+    };
+    let lab = room.write(
+        "lab.yaml",
+        &LAB.replace("protocol: tcp, ports: 443,", "protocol: icmp, type: 8,")
+            .replace("ingress: [", "egress: []\n    ingress: ["),
+    );
+    // As long as the next packet comes in time, it goes on.
+    let list = [
+        format!("0 a {} = delivered to b", hex(A, B, ping(true, 1))),
+        format!(
+            "29.999 b {} = delivered to a (out by flow, in by flow)",
+            hex(B, A, ping(false, 1))
+        ),
+        format!(
+            "59.998 b {} = delivered to a (out by flow, in by flow)",
+            hex(B, A, ping(false, 1))
+        ),
+        format!(
+            "89.998 b {} = dropped no_egress_rule at b",
+            hex(B, A, ping(false, 1))
+        ),
+    ];
+    let packets = room.write("packets.txt", &list.join("\n"));
+    let output = replay(&[lab.as_os_str(), packets.as_os_str()]);
+    assert_eq!(output.status.code(), Some(0), "{}", both(&output));
+}
+
+#[test]
+fn a_tracked_flow_survives_a_change_of_groups() {
+    let room = Room::new();
+    room.write(
+        "other.yaml",
+        &LAB.replace(
+            "addresses: [10.0.1.20], security_groups: [web]",
+            "addresses: [10.0.1.20], security_groups: [open]",
+        ),
+    );
+    let list = [
+        format!("0 a {} = delivered to b", tcp(A, 4000, B, 443, SYN)),
+        "1 @ other.yaml".to_owned(),
+        format!(
+            "2 a {} = delivered to b (out by flow, in by flow)",
+            tcp(A, 4000, B, 443, ACK)
+        ),
+        format!(
+            "3 a {} = dropped no_ingress_rule at b",
+            tcp(A, 4001, B, 443, SYN)
+        ),
+    ];
+    let output = room.replay(&list, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", both(&output));
+}
+
+#[test]
 fn a_fragment_waits_for_its_first_and_follows_it() {
     let room = Room::new();
     let [first, later] = fragments(7);
