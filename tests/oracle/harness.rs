@@ -92,6 +92,8 @@ pub type Tally = BTreeMap<String, u64>;
 /// Where an engine went astray.
 #[derive(Debug)]
 pub struct Failure {
+    /// How many flows were remembered at most.
+    pub capacity: usize,
     /// What happened before, and the packet at last.
     pub events: Vec<Event>,
     /// What the oracle made of it.
@@ -130,6 +132,7 @@ pub fn run(case: &Case, make: Maker, tally: &mut Tally) -> Result<(), Box<Failur
             events.push(Event::Packet(frame.clone(), now, expected.judgement));
             if part {
                 return Err(Box::new(Failure {
+                    capacity: case.capacity(),
                     events,
                     expected,
                     judged,

@@ -47,6 +47,13 @@ pub fn tell(failed: &Failed) -> String {
         "oracle: {:?}\nengine: {:?}\n",
         failure.expected, failure.judged
     );
+    if failure.capacity < 100 {
+        let _ = writeln!(
+            out,
+            "the table had room for {} flows, which a replay doesn't know",
+            failure.capacity
+        );
+    }
     match leave(&failure.events) {
         Ok(at) => {
             let at = at.display();
