@@ -140,7 +140,10 @@ impl World {
                 .expect("what waited can be read")
                 .fragment
                 .expect("only fragments wait");
-            let held = self.forget_held(from, |held| held.fragment == Some(follower));
+            // Other datagrams may have the same number.
+            let held = self.forget_held(from, |held| {
+                held.fragment == Some(follower) && datagram_of(held) == datagram
+            });
             self.settled(from, &held, frame, verdict.fate);
         }
         assert_eq!(verdict.released, released > 0);
