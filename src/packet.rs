@@ -3,6 +3,7 @@
 
 mod build;
 mod embedded;
+mod key;
 mod nat;
 mod parse;
 mod split;
@@ -14,6 +15,7 @@ use crate::model::{Direction, InterfaceIx, protocol};
 
 pub use build::{build, icmp_protocol};
 pub use embedded::embedded;
+pub use key::FlowKey;
 pub use nat::{rewrite_destination, rewrite_source};
 pub use parse::{ParseError, parse};
 pub use split::{NotSplit, split};
@@ -123,11 +125,6 @@ pub struct Packet {
     pub dont_fragment: bool,
 }
 
-/// In a flow key's remote port, beside the kind of question: this end asked.
-const ASKED: u16 = 1;
-/// Likewise: this end answers.
-const ANSWERS: u16 = 2;
-
 impl Packet {
     /// What security group rules compare besides the peer: the destination
     /// port, or ICMP type and code as `type << 8 | code`, or 0.
@@ -182,7 +179,11 @@ impl Packet {
             Transport::IcmpQuery {
                 kind, id, request, ..
             } => {
-                let role = if request == egress { ASKED } else { ANSWERS };
+                let role = if request == egress {
+                    key::ASKED
+                } else {
+                    key::ANSWERS
+                };
                 (id, u16::from(question(kind)) << 8 | role)
             }
             Transport::Icmp { .. } | Transport::Fragment => return None,
@@ -192,33 +193,13 @@ impl Packet {
             Direction::Egress => (self.source, self.destination),
             Direction::Ingress => (self.destination, self.source),
         };
-        Some(FlowKey {
+        Some(FlowKey::new(
             interface,
-            local,
-            remote,
-            local_port,
-            remote_port,
-            protocol: self.protocol,
-        })
+            (local, local_port),
+            (remote, remote_port),
+            self.protocol,
+        ))
     }
-}
-
-/// A flow as one interface sees it (AWS tracks per interface): its own end, the
-/// other end, and the protocol. Independent of a packet's direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowKey {
-    /// The interface that tracks it.
-    pub interface: InterfaceIx,
-    /// The interface's end.
-    pub local: IpAddr,
-    /// The other end.
-    pub remote: IpAddr,
-    /// Port of the interface's end; of an ICMP question its identifier.
-    pub local_port: u16,
-    /// Port of the other end; of an ICMP question its type and which end asked.
-    pub remote_port: u16,
-    /// IANA protocol number.
-    pub protocol: u8,
 }
 
 /// The type of the ICMP question that a question or answer of type `kind`
@@ -229,29 +210,6 @@ fn question(kind: u8) -> u8 {
         0 => 8,
         14 | 16 | 18 | 129 => kind - 1,
         asked => asked,
-    }
-}
-
-impl std::hash::Hash for FlowKey {
-    /// Five words instead of the derived field by field: hashing is a good part
-    /// of what a tracked packet costs. The family needs no word of its own, as
-    /// it only has to agree with `Eq`.
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        state.write_u128(bits(self.local));
-        state.write_u128(bits(self.remote));
-        state.write_u64(
-            (self.interface.ix() as u64) << 32
-                | u64::from(self.local_port) << 16
-                | u64::from(self.remote_port),
-        );
-        state.write_u8(self.protocol);
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
     }
 }
 

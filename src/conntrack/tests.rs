@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::model::{InterfaceIx, protocol};
+use crate::model::protocol;
 use crate::packet::{TcpFlags, Transport};
 
 const RULE: RuleId = RuleId(7);
@@ -110,8 +110,7 @@ impl Interface {
         if flow.is_closed() {
             return false;
         }
-        flow.take_note(packet, direction, &Tracking::default(), Millis(self.now));
-        true
+        flow.take_note(packet, direction, &Tracking::default(), Millis(self.now))
     }
 
     fn wait(&mut self, seconds: u64) -> &Self {

@@ -98,8 +98,6 @@ impl Datapath {
         if !(known.is_tracked() && known.is_closed() && opens_connection(packet)) {
             return flow;
         }
-        // The table can't be written to while the flow is held.
-        drop(flow);
         self.flows.forget_closed(key);
         None
     }
@@ -208,16 +206,14 @@ impl Datapath {
         };
         let (Some(key), Some(tracked)) = (key, opens) else {
             if let Some(flow) = &flow {
-                flow.take_note(packet, direction, &interface.tracking, now);
+                // If it has ended in this moment, nothing is left to note.
+                let _ = flow.take_note(packet, direction, &interface.tracking, now);
                 if station.peer_is_itself {
-                    flow.set_rule(direction, rule);
-                    flow.set_passed(Judged::Rules, direction, policy.generation());
+                    flow.set_rule(direction, rule, policy.generation());
                 }
             }
             return self.leave(station, packet, flow.as_ref(), admission, recorder);
         };
-        // The table can't be written to while the flow is held.
-        drop(flow);
         let opening = Opening {
             packet,
             direction,
@@ -300,8 +296,10 @@ impl Station<'_> {
                 recorder.step(Step::Closed { at, direction });
                 return Err((DropReason::ConnectionClosed, at));
             }
-            flow.take_note(packet, direction, &self.interface.tracking, self.now);
             let rule = flow.admitted_by();
+            if !flow.take_note(packet, direction, &self.interface.tracking, self.now) {
+                return Ok(Known::Unknown { replace: false });
+            }
             recorder.step(Step::Tracked {
                 at,
                 direction,
@@ -316,9 +314,12 @@ impl Station<'_> {
             return Ok(Known::Unknown { replace: true });
         }
         if self.peer_is_itself && flow.passed(Judged::Rules, direction, self.policy.generation()) {
-            flow.take_note(packet, direction, &self.interface.tracking, self.now);
+            let rule = flow.rule(direction);
+            if !flow.take_note(packet, direction, &self.interface.tracking, self.now) {
+                return Ok(Known::Unknown { replace: false });
+            }
             return Ok(Known::Judged(Admission {
-                rule: flow.rule(direction),
+                rule,
                 tracked: false,
             }));
         }

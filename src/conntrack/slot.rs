@@ -1,0 +1,331 @@
+//! One flow's record: fourteen words, all of them atomic, so that packets read it
+//! without a lock.
+//!
+//! What most packets change, the state and the expiry, lies in one word, [`Life`],
+//! with a number that tells a record's tenants apart; it changes by compare and
+//! exchange, so nobody writes into the record of another flow that has taken the
+//! place of theirs. All else is written under the shard's lock, and read between
+//! two looks at that word: what was read counts if the tenant is still the same.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use super::Millis;
+use crate::model::{Direction, InterfaceIx, RuleId};
+use crate::packet::FlowKey;
+
+/// A flow's record.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    life: AtomicU64,
+    /// The key's words; the last one has [`INITIATED`] and [`TRACKED`] beside.
+    key: [AtomicU64; 6],
+    /// For each direction, what has judged its packets, and under which generation.
+    pub(super) judged: [AtomicU32; 2],
+    /// The rule that lets each direction pass. Of a tracked flow only the
+    /// initiator's counts.
+    pub(super) rules: [AtomicU64; 2],
+    /// The sequence numbers after the initiator's and the responder's FIN.
+    pub(super) fins: [AtomicU32; 2],
+    /// The way of what leaves the interface: see [`Way`].
+    way: [AtomicU32; 4],
+    /// Whose allowance it takes a place of: the interface and 1, or 0.
+    charge: AtomicU32,
+}
+
+/// Beside the key: the interface sent the first packet.
+const INITIATED: u64 = 1 << 16;
+/// Beside the key: the flow is tracked.
+const TRACKED: u64 = 1 << 17;
+/// What of that word is the key's.
+const KEY: u64 = 0xffff;
+
+/// What is fixed once a flow is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Nature(u64);
+
+impl Nature {
+    pub(super) fn new(initiator: Direction, tracked: bool) -> Self {
+        let initiated = match initiator {
+            Direction::Egress => INITIATED,
+            Direction::Ingress => 0,
+        };
+        Self(initiated | if tracked { TRACKED } else { 0 })
+    }
+
+    #[inline]
+    pub(super) fn is_tracked(self) -> bool {
+        self.0 & TRACKED != 0
+    }
+
+    #[inline]
+    pub(super) fn initiator(self) -> Direction {
+        if self.0 & INITIATED != 0 {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        }
+    }
+}
+
+/// When a flow ends, its state, and which tenant of the record it is: 44, 8 and
+/// 12 bits. 44 bits of milliseconds are 557 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Life(u64);
+
+const EXPIRY_BITS: u32 = 44;
+const LAST_EXPIRY: u64 = (1 << EXPIRY_BITS) - 1;
+const TENANT_SHIFT: u32 = EXPIRY_BITS + 8;
+
+impl Life {
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "takes the word apart")]
+    pub(super) fn state(self) -> u8 {
+        (self.0 >> EXPIRY_BITS) as u8
+    }
+
+    fn expiry(self) -> u64 {
+        self.0 & LAST_EXPIRY
+    }
+
+    /// Whether it hasn't expired. What has no tenant has expired.
+    #[inline]
+    pub(super) fn is_live(self, now: Millis) -> bool {
+        self.expiry() > now.0
+    }
+
+    /// Whether the record is between two tenants.
+    #[inline]
+    pub(super) fn is_vacant(self) -> bool {
+        self.expiry() == 0
+    }
+
+    #[inline]
+    pub(super) fn is_of_same_tenant(self, other: Self) -> bool {
+        self.0 >> TENANT_SHIFT == other.0 >> TENANT_SHIFT
+    }
+
+    /// The same tenant in another state, until another time.
+    #[inline]
+    pub(super) fn with(self, state: u8, expires: u64) -> Self {
+        let tenant = self.0 >> TENANT_SHIFT << TENANT_SHIFT;
+        // 0 stands for a vacant record.
+        let expires = expires.clamp(1, LAST_EXPIRY);
+        Self(tenant | u64::from(state) << EXPIRY_BITS | expires)
+    }
+
+    /// No tenant, after this one.
+    fn vacated(self) -> Self {
+        Self(((self.0 >> TENANT_SHIFT) + 1) << TENANT_SHIFT)
+    }
+}
+
+/// By which way what leaves an interface in a flow is forwarded, and what becomes
+/// of it on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The receiver.
+    pub to: InterfaceIx,
+    /// The source address that the internet gateway gives it.
+    pub new_source: Option<Ipv4Addr>,
+    /// The destination address that the internet gateway gives it.
+    pub new_destination: Option<Ipv4Addr>,
+    /// The largest packet that it takes, in bytes.
+    pub mtu: u16,
+}
+
+/// What a new tenant brings.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tenant<'a> {
+    pub(super) key: &'a FlowKey,
+    pub(super) nature: Nature,
+    pub(super) state: u8,
+    pub(super) expires: u64,
+    /// The rule that let its first packet pass.
+    pub(super) rule: RuleId,
+    /// The sequence number after its first packet.
+    pub(super) end: u32,
+    /// Whose allowance it takes a place of.
+    pub(super) charge: Option<InterfaceIx>,
+}
+
+impl Slot {
+    #[inline]
+    pub(super) fn life(&self) -> Life {
+        Life(self.life.load(Ordering::Acquire))
+    }
+
+    /// Whether what was read since `life` was is that tenant's.
+    #[inline]
+    pub(super) fn is_still(&self, life: Life) -> bool {
+        fence(Ordering::Acquire);
+        Life(self.life.load(Ordering::Relaxed)).is_of_same_tenant(life)
+    }
+
+    /// Changes `seen` into `next`.
+    ///
+    /// # Errors
+    /// What is there instead, if it is not `seen` any more.
+    #[inline]
+    pub(super) fn change_life(&self, seen: Life, next: Life) -> Result<(), Life> {
+        self.life
+            .compare_exchange(seen.0, next.0, Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| ())
+            .map_err(Life)
+    }
+
+    /// What its tenant is, if that is the flow with this key. To be followed by
+    /// [`Self::is_still`].
+    #[inline]
+    pub(super) fn nature_of(&self, key: &FlowKey) -> Option<Nature> {
+        let words = key.words();
+        let mut differs = 0;
+        for (mine, word) in self.key[..5].iter().zip(words) {
+            differs |= mine.load(Ordering::Relaxed) ^ word;
+        }
+        let last = self.key[5].load(Ordering::Relaxed);
+        differs |= (last & KEY) ^ words[5];
+        (differs == 0).then_some(Nature(last & !KEY))
+    }
+
+    /// The words of its tenant's key, under the lock.
+    pub(super) fn key_words(&self) -> [u64; 6] {
+        let mut words = [0; 6];
+        for (word, mine) in words.iter_mut().zip(&self.key) {
+            *word = mine.load(Ordering::Relaxed);
+        }
+        words[5] &= KEY;
+        words
+    }
+
+    /// Gives the record to a flow, under the lock.
+    pub(super) fn let_to(&self, tenant: &Tenant<'_>) {
+        // Readers that meet the first of these stores among the others see that
+        // the tenant has changed.
+        let vacant = Life(self.life.load(Ordering::Relaxed)).vacated();
+        self.life.store(vacant.0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        let mut words = tenant.key.words();
+        words[5] |= tenant.nature.0;
+        for (mine, word) in self.key.iter().zip(words) {
+            mine.store(word, Ordering::Relaxed);
+        }
+        let by_direction = |initiators: u64| match tenant.nature.initiator() {
+            Direction::Ingress => [initiators, 0],
+            Direction::Egress => [0, initiators],
+        };
+        for (mine, rule) in self.rules.iter().zip(by_direction(tenant.rule.0)) {
+            mine.store(rule, Ordering::Relaxed);
+        }
+        for (mine, end) in self.fins.iter().zip([tenant.end, 0]) {
+            mine.store(end, Ordering::Relaxed);
+        }
+        for judged in &self.judged {
+            judged.store(0, Ordering::Relaxed);
+        }
+        let charge = tenant.charge.map_or(0, |owner| index(owner) + 1);
+        self.charge.store(charge, Ordering::Relaxed);
+        let life = vacant.with(tenant.state, tenant.expires);
+        self.life.store(life.0, Ordering::Release);
+    }
+
+    /// Ends the tenancy, under the lock, unless the life isn't `seen` any more.
+    pub(super) fn vacate(&self, seen: Life) -> bool {
+        self.change_life(seen, seen.vacated()).is_ok()
+    }
+
+    /// Takes the place in an allowance away from the record, under the lock.
+    pub(super) fn take_charge(&self) -> Option<InterfaceIx> {
+        let charge = self.charge.swap(0, Ordering::Relaxed);
+        Some(InterfaceIx::new(charge.checked_sub(1)? as usize))
+    }
+
+    /// The way that was noted last. To be followed by another look at the note
+    /// that says under which generation.
+    #[inline]
+    pub(super) fn way(&self) -> Way {
+        let [to, new_source, new_destination, mtu] =
+            [0, 1, 2, 3].map(|i: usize| self.way[i].load(Ordering::Relaxed));
+        // 0.0.0.0 is nobody's address.
+        let address = |bits: u32| (bits != 0).then(|| Ipv4Addr::from_bits(bits));
+        #[expect(clippy::cast_possible_truncation, reason = "it was put in as u16")]
+        let mtu = mtu as u16;
+        Way {
+            to: InterfaceIx::new(to as usize),
+            new_source: address(new_source),
+            new_destination: address(new_destination),
+            mtu,
+        }
+    }
+
+    /// Notes a way, under the lock.
+    pub(super) fn set_way(&self, way: Way) {
+        let bits = |address: Option<Ipv4Addr>| address.map_or(0, Ipv4Addr::to_bits);
+        let words = [
+            index(way.to),
+            bits(way.new_source),
+            bits(way.new_destination),
+            u32::from(way.mtu),
+        ];
+        for (mine, word) in self.way.iter().zip(words) {
+            mine.store(word, Ordering::Relaxed);
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an index has 32 bits, and no lab has 2^32 - 1 interfaces"
+)]
+fn index(interface: InterfaceIx) -> u32 {
+    interface.ix() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_as_large_as_the_documentation_says() {
+        assert_eq!(size_of::<Slot>(), 112);
+    }
+
+    #[test]
+    fn a_life_keeps_its_state_its_end_and_its_tenant_apart() {
+        let first = Life(0).vacated().with(0xff, u64::MAX);
+        assert_eq!(first.state(), 0xff);
+        assert!(first.is_live(Millis(LAST_EXPIRY - 1)) && !first.is_live(Millis(LAST_EXPIRY)));
+        let changed = first.with(1, 5);
+        assert!(changed.is_of_same_tenant(first) && changed.is_live(Millis(4)));
+        let next = changed.vacated();
+        assert!(next.is_vacant() && !next.is_live(Millis(0)));
+        assert!(!next.is_of_same_tenant(first));
+        let mut tenant = next;
+        for _ in 0..10_000 {
+            tenant = tenant.vacated().with(3, 9);
+            assert_eq!((tenant.state(), tenant.expiry()), (3, 9));
+        }
+    }
+
+    #[test]
+    fn a_way_reads_back_as_it_was_noted() {
+        let slot = Slot::default();
+        for way in [
+            Way {
+                to: InterfaceIx::new(0),
+                new_source: None,
+                new_destination: None,
+                mtu: 1500,
+            },
+            Way {
+                to: InterfaceIx::new(70_000),
+                new_source: Some(Ipv4Addr::new(203, 0, 113, 1)),
+                new_destination: Some(Ipv4Addr::new(10, 0, 0, 1)),
+                mtu: 65_535,
+            },
+        ] {
+            slot.set_way(way);
+            assert_eq!(slot.way(), way);
+        }
+    }
+}
