@@ -13,7 +13,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_ma
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent};
 use sgwall::model::{InterfaceIx, protocol};
-use sgwall::packet::{self, TcpFlags, Transport};
+use sgwall::packet::{self, Shape, TcpFlags, Transport};
 use sgwall::policy::Policy;
 
 use self::world::{A_V4, A_V6, B_V4, B_V6, CLIENT_V4};
@@ -90,7 +90,7 @@ fn tracked_hit(criterion: &mut Criterion) {
                     frame[..HEADERS].copy_from_slice(&packet[..HEADERS]);
                     let port = ports.next().map_or(0, |port| *port);
                     frame[port_at..port_at + 2].copy_from_slice(&port.to_be_bytes());
-                    datapath.judge(&policy, from, &mut frame, NOW, &mut Silent)
+                    datapath.judge(&policy, from, &mut frame, Shape::Whole, NOW, &mut Silent)
                 });
             });
             let flows_now = datapath.flows().len();
@@ -131,6 +131,7 @@ fn miss(criterion: &mut Criterion) {
                             &policy,
                             world::router(),
                             frame,
+                            Shape::Whole,
                             NOW,
                             &mut Silent,
                         ));
@@ -184,7 +185,7 @@ fn recompile(criterion: &mut Criterion) {
 
 /// Sends a packet that must arrive.
 fn deliver(datapath: &Datapath, policy: &Policy, from: InterfaceIx, frame: &mut [u8]) {
-    let verdict = datapath.judge(policy, from, frame, NOW, &mut Silent);
+    let verdict = datapath.judge(policy, from, frame, Shape::Whole, NOW, &mut Silent);
     assert!(matches!(verdict.fate, Fate::Forward { .. }), "{verdict:?}");
 }
 

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::conntrack::{FlowTable, Millis};
 use crate::model::{Direction, GATEWAY_MTU, InterfaceIx, RuleId};
-use crate::packet::{self, Fragment, Packet, ParseError, Transport};
+use crate::packet::{self, Fragment, Packet, ParseError, Shape, Transport};
 use crate::policy::{
     AclDecision, AclTable, CompiledRule, DropReason, Guard, Hop, Owner, Policy, PolicyInterface,
     Query, Service, Stranded,
@@ -312,7 +312,8 @@ impl Datapath {
     }
 
     /// Judges the packet at the start of `frame`, which came from the
-    /// interface `from`. On [`Fate::Forward`] the frame holds the packet as
+    /// interface `from` and has the given `shape`: a super-packet is judged once
+    /// for all of its segments, which share their fate. On [`Fate::Forward`] the frame holds the packet as
     /// the receiver is to get it: the internet gateway may have translated
     /// addresses. With [`Answer::Sent`] it holds the answer.
     pub fn judge<R: Recorder>(
@@ -320,11 +321,12 @@ impl Datapath {
         policy: &Policy,
         from: InterfaceIx,
         frame: &mut [u8],
+        shape: Shape,
         now: Millis,
         recorder: &mut R,
     ) -> Verdict {
         let mut verdict = Verdict::of(Err((DropReason::UnknownInterface, from)));
-        verdict.fate = match self.walk(policy, from, frame, now, recorder, &mut verdict) {
+        verdict.fate = match self.walk(policy, from, frame, shape, now, recorder, &mut verdict) {
             Ok(fate) => fate,
             Err((reason, at)) => Fate::Drop { reason, at },
         };
@@ -332,11 +334,13 @@ impl Datapath {
     }
 
     /// The road itself, station by station.
+    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
     fn walk<R: Recorder>(
         &self,
         policy: &Policy,
         from: InterfaceIx,
         frame: &mut [u8],
+        shape: Shape,
         now: Millis,
         recorder: &mut R,
         verdict: &mut Verdict,
@@ -372,18 +376,18 @@ impl Datapath {
                     (refused.reason, from)
                 })?;
             let way = self.pass(
-                policy, from, sender, admitted, frame, packet, now, recorder, verdict,
+                policy, from, sender, admitted, frame, packet, shape, now, recorder, verdict,
             );
             verdict.released = self.fragments.decide(key, way);
-            return way.map(|way| way.fate(packet));
+            return way.map(|way| way.fate(packet, shape));
         }
         let way = self.pass(
-            policy, from, sender, admitted, frame, packet, now, recorder, verdict,
+            policy, from, sender, admitted, frame, packet, shape, now, recorder, verdict,
         )?;
 
         // 4. Delivery. The VPC's router is invisible: it leaves the TTL alone.
         recorder.step(Step::Delivered { at: way.to, packet });
-        Ok(way.fate(packet))
+        Ok(way.fate(packet, shape))
     }
 
     /// A fragment other than the first: it shares the first one's fate, or waits
@@ -463,6 +467,7 @@ impl Datapath {
         admitted: Admitted,
         frame: &mut [u8],
         packet: &mut Packet,
+        shape: Shape,
         now: Millis,
         recorder: &mut R,
         verdict: &mut Verdict,
@@ -509,7 +514,7 @@ impl Datapath {
                 receiver.mtu
             },
         };
-        if packet.length > usize::from(way.mtu) && packet.dont_fragment {
+        if shape.longest(packet.length) > usize::from(way.mtu) && packet.dont_fragment {
             recorder.step(Step::TooBig {
                 at: to,
                 mtu: way.mtu,
@@ -519,7 +524,7 @@ impl Datapath {
         }
 
         // The receiver's side sees the addresses as the gateway leaves them.
-        way.translate(frame, packet);
+        way.translate(frame, packet, shape);
         let at = Station {
             policy,
             interface: receiver,
@@ -597,29 +602,29 @@ fn follow(
     if packet.length > usize::from(way.mtu) && packet.dont_fragment {
         return Err((DropReason::TooBig, way.to));
     }
-    way.translate(frame, packet);
-    Ok(way.fate(packet))
+    way.translate(frame, packet, Shape::Whole);
+    Ok(way.fate(packet, Shape::Whole))
 }
 
 impl Way {
     /// Gives the packet in `frame` the addresses that the gateway gives it.
     #[inline]
-    fn translate(&self, frame: &mut [u8], packet: &mut Packet) {
+    fn translate(&self, frame: &mut [u8], packet: &mut Packet, shape: Shape) {
         if let Some(public) = self.new_source {
-            packet::rewrite_source(frame, packet, public);
+            packet::rewrite_source(frame, packet, shape, public);
         }
         if let Some(private) = self.new_destination {
-            packet::rewrite_destination(frame, packet, private);
+            packet::rewrite_destination(frame, packet, shape, private);
         }
     }
 
     /// The fate of a packet that goes this way.
     #[inline]
-    fn fate(&self, packet: &Packet) -> Fate {
+    fn fate(&self, packet: &Packet, shape: Shape) -> Fate {
         Fate::Forward {
             to: self.to,
             length: packet.length,
-            split: (packet.length > usize::from(self.mtu)).then_some(self.mtu),
+            split: (shape.longest(packet.length) > usize::from(self.mtu)).then_some(self.mtu),
         }
     }
 }

@@ -6,6 +6,7 @@ mod embedded;
 mod key;
 mod nat;
 mod parse;
+mod shape;
 mod split;
 mod too_big;
 
@@ -18,6 +19,7 @@ pub use embedded::embedded;
 pub use key::FlowKey;
 pub use nat::{rewrite_destination, rewrite_source};
 pub use parse::{ParseError, parse};
+pub use shape::{Segments, Shape, Summed, Unsummed};
 pub use split::{NotSplit, split};
 pub use too_big::too_big;
 

@@ -19,6 +19,7 @@ use sgwall::datapath::{Datapath, Fate, Silent, Verdict};
 use sgwall::engine::{Engine, Options};
 use sgwall::link::{Link, MemoryLink, Readiness};
 use sgwall::model::{InterfaceIx, Model};
+use sgwall::packet::Shape;
 use sgwall::policy::{DropReason, Policy};
 
 use self::world::{A_V4, A_V6, B_PUBLIC, B_V4, B_V6, CLIENT_V4};
@@ -104,7 +105,7 @@ impl Road {
         let frame = &mut self.frame[..packet.len()];
         frame.copy_from_slice(packet);
         self.datapath
-            .judge(&self.policy, from, frame, now, &mut Silent)
+            .judge(&self.policy, from, frame, Shape::Whole, now, &mut Silent)
     }
 
     /// Counts over many packets, of which `packets` are sent by turns after

@@ -7,7 +7,7 @@ use sgwall::config::{self, Diagnostics, Loaded};
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Question, Silent, explain};
 use sgwall::model::{InterfaceIx, Model};
-use sgwall::packet::Transport;
+use sgwall::packet::{Shape, Transport};
 use sgwall::policy::Policy;
 
 use super::wire::{self, Header, Ports};
@@ -113,7 +113,14 @@ fn judged(policy: &Policy, from: InterfaceIx, source: IpAddr, destination: IpAdd
     let body = wire::udp(&header, ports, b"?");
     let mut frame = wire::ip(&header, &body).expect("one family, and short");
     let datapath = Datapath::new(16);
-    let verdict = datapath.judge(policy, from, &mut frame, Millis(0), &mut Silent);
+    let verdict = datapath.judge(
+        policy,
+        from,
+        &mut frame,
+        Shape::Whole,
+        Millis(0),
+        &mut Silent,
+    );
     let question = Question {
         from,
         source,

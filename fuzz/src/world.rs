@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Answer, Datapath, Fate, Silent};
 use sgwall::model::{InterfaceIx, Model};
-use sgwall::packet::{self, Packet, Transport};
+use sgwall::packet::{self, Packet, Shape, Transport};
 use sgwall::policy::{DropReason, Guard, Policy};
 
 use super::checks;
@@ -105,9 +105,14 @@ impl World {
         frames::write(&mut self.story, from, self.before, sent);
         self.before = frames::NOTHING;
         let mut frame = sent.to_vec();
-        let verdict = self
-            .datapath
-            .judge(self.policy, from, &mut frame, self.now, &mut Silent);
+        let verdict = self.datapath.judge(
+            self.policy,
+            from,
+            &mut frame,
+            Shape::Whole,
+            self.now,
+            &mut Silent,
+        );
         assert!(self.datapath.flows().len() <= CAPACITY);
         let datagram = packet::parse(sent).ok().and_then(datagram_of);
         for _ in 0..verdict.lost {

@@ -15,7 +15,7 @@ use crate::config;
 use crate::conntrack::{DEFAULT_CAPACITY, Millis};
 use crate::datapath::{self, Admission, Answer, Datapath, Fate, Silent};
 use crate::model::{InterfaceIx, Model};
-use crate::packet;
+use crate::packet::{self, Shape};
 use crate::policy::{DropReason, Policy};
 
 mod describe;
@@ -341,9 +341,14 @@ impl Replay {
         }
         let packet = describe::packet(packet::parse(&frame), frame.len());
         let sender = self.interfaces[from];
-        let verdict = self
-            .datapath
-            .judge(&self.policy, sender, &mut frame, now, &mut Silent);
+        let verdict = self.datapath.judge(
+            &self.policy,
+            sender,
+            &mut frame,
+            Shape::Whole,
+            now,
+            &mut Silent,
+        );
         let met = expected.map(|expected| self.meets(&verdict, expected));
         self.add_besides(sender, &frame, &verdict, &mut besides);
         Happened::Packet {

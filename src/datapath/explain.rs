@@ -12,7 +12,7 @@ use super::station::query;
 use super::{Datapath, Fate};
 use crate::conntrack::Millis;
 use crate::model::InterfaceIx;
-use crate::packet::{self, Packet, TcpFlags, Transport};
+use crate::packet::{self, Packet, Shape, TcpFlags, Transport};
 use crate::policy::{DropReason, Policy, PolicyInterface};
 use notes::{Notes, traffic};
 
@@ -161,7 +161,14 @@ fn leg(
     let (mut at, mut reason) = (question.from, None);
     for _ in 0..MAX_HOPS {
         let sender = notes.sender;
-        let verdict = datapath.judge(policy, sender, &mut frame, Millis::default(), &mut notes);
+        let verdict = datapath.judge(
+            policy,
+            sender,
+            &mut frame,
+            Shape::Whole,
+            Millis::default(),
+            &mut notes,
+        );
         match verdict.fate {
             Fate::Forward { to, .. } => at = to,
             Fate::Hold { at: holder } => at = holder,

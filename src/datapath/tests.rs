@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::config::load_str;
 use crate::model::protocol;
-use crate::packet::{TcpFlags, Transport, build};
+use crate::packet::{Shape, TcpFlags, Transport, build};
 
 const LAB: &str = "
 vpc: { cidr: [10.0.0.0/16] }
@@ -50,9 +50,14 @@ impl Road {
         };
         let mut frame = build(address(source), address(destination), number, what, &[]).unwrap();
         let from = InterfaceIx::new(from);
-        let verdict = self
-            .datapath
-            .judge(&self.policy, from, &mut frame, Millis(0), &mut Silent);
+        let verdict = self.datapath.judge(
+            &self.policy,
+            from,
+            &mut frame,
+            Shape::Whole,
+            Millis(0),
+            &mut Silent,
+        );
         verdict.fate
     }
 }

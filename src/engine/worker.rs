@@ -14,7 +14,7 @@ use super::{EngineError, Shared};
 use crate::datapath::{Answer, Fate, Silent, Verdict};
 use crate::link::Readiness;
 use crate::model::InterfaceIx;
-use crate::packet;
+use crate::packet::{self, Shape};
 use crate::policy::{DropReason, Policy};
 
 /// Largest frame: an IP packet has a 16-bit length.
@@ -151,10 +151,14 @@ impl Worker {
                 Ok(length) => length,
                 Err(error) => return self.cannot_read(link, &error),
             };
-            let verdict =
-                shared
-                    .datapath
-                    .judge(policy, from, &mut frame[..length], now, &mut Silent);
+            let verdict = shared.datapath.judge(
+                policy,
+                from,
+                &mut frame[..length],
+                Shape::Whole,
+                now,
+                &mut Silent,
+            );
             self.carry_out(from, frame, piece, &verdict);
             if verdict.released {
                 while let Some((fragment, verdict)) = shared.datapath.next_released(from) {

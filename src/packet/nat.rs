@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Packet, Transport};
+use super::{Packet, Shape, Transport};
 use crate::model::protocol;
 
 const SOURCE: usize = 12;
@@ -35,22 +35,29 @@ impl Side {
 
 /// Gives the IPv4 packet in `frame`, which `packet` was read from, the source
 /// address `new`. Packets of IPv6 are left as they are.
-pub fn rewrite_source(frame: &mut [u8], packet: &mut Packet, new: Ipv4Addr) {
+pub fn rewrite_source(frame: &mut [u8], packet: &mut Packet, shape: Shape, new: Ipv4Addr) {
     if let IpAddr::V4(old) = packet.source {
-        rewrite(frame, packet, Side::Source, old, new);
+        rewrite(frame, packet, shape, Side::Source, old, new);
         packet.source = IpAddr::V4(new);
     }
 }
 
 /// Likewise for the destination address.
-pub fn rewrite_destination(frame: &mut [u8], packet: &mut Packet, new: Ipv4Addr) {
+pub fn rewrite_destination(frame: &mut [u8], packet: &mut Packet, shape: Shape, new: Ipv4Addr) {
     if let IpAddr::V4(old) = packet.destination {
-        rewrite(frame, packet, Side::Destination, old, new);
+        rewrite(frame, packet, shape, Side::Destination, old, new);
         packet.destination = IpAddr::V4(new);
     }
 }
 
-fn rewrite(frame: &mut [u8], packet: &Packet, side: Side, old: Ipv4Addr, new: Ipv4Addr) {
+fn rewrite(
+    frame: &mut [u8],
+    packet: &Packet,
+    shape: Shape,
+    side: Side,
+    old: Ipv4Addr,
+    new: Ipv4Addr,
+) {
     let Some((header, payload)) = frame.split_at_mut_checked(packet.transport_offset) else {
         return;
     };
@@ -62,6 +69,10 @@ fn rewrite(frame: &mut [u8], packet: &Packet, side: Side, old: Ipv4Addr, new: Ip
     // The datagram's checksum is in its first fragment, and covers nothing that
     // the translation changes but the addresses: adjusting it needs no more.
     if packet.transport == Transport::Fragment {
+        return;
+    }
+    if let Some(unsummed) = shape.unsummed() {
+        adjust_sum(payload, unsummed.protocol.field(), old, new);
         return;
     }
     match packet.protocol {
@@ -128,6 +139,20 @@ fn replace_address(header: &mut [u8], side: Side, new: Ipv4Addr) {
 /// The checksum at `at` after an address that it covers has changed.
 fn adjust(bytes: &mut [u8], at: usize, old: Ipv4Addr, new: Ipv4Addr) {
     replace_words(bytes, at, &words(old), &words(new));
+}
+
+/// The sum of a pseudo header at `at`, which isn't complemented, after an address
+/// that it covers has changed: the same as for a checksum, which is its complement.
+fn adjust_sum(bytes: &mut [u8], at: usize, old: Ipv4Addr, new: Ipv4Addr) {
+    complement(bytes, at);
+    adjust(bytes, at, old, new);
+    complement(bytes, at);
+}
+
+fn complement(bytes: &mut [u8], at: usize) {
+    if let Some(field) = bytes.get_mut(at..at + 2) {
+        field.copy_from_slice(&[!field[0], !field[1]]);
+    }
 }
 
 fn words(address: Ipv4Addr) -> [u16; 2] {
@@ -201,7 +226,7 @@ mod tests {
                 .write(&mut frame, &[last; 33])
                 .unwrap();
             let mut packet = parse(&frame).unwrap();
-            rewrite_source(&mut frame, &mut packet, new);
+            rewrite_source(&mut frame, &mut packet, Shape::Whole, new);
             assert_header_checksum(&frame);
             let tcp = TcpSlice::from_slice(&frame[20..]).unwrap();
             assert_eq!(
@@ -215,7 +240,7 @@ mod tests {
                 .write(&mut frame, &[last; 8])
                 .unwrap();
             let mut packet = parse(&frame).unwrap();
-            rewrite_destination(&mut frame, &mut packet, new);
+            rewrite_destination(&mut frame, &mut packet, Shape::Whole, new);
             assert_header_checksum(&frame);
             let udp = UdpSlice::from_slice(&frame[20..]).unwrap();
             let expected = etherparse::UdpHeader::with_ipv4_checksum(
@@ -237,6 +262,40 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_that_is_left_to_be_computed_comes_out_right_for_any_address() {
+        for last in 0..=255u8 {
+            let new = Ipv4Addr::new(203, 0, last, last.wrapping_mul(31));
+            let transport = [last; 29];
+            let mut tcp = Vec::new();
+            PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+                .tcp(443, 50000, 7, 64000)
+                .write(&mut tcp, &transport)
+                .unwrap();
+            let mut udp = Vec::new();
+            PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
+                .udp(443, 50000)
+                .write(&mut udp, &transport)
+                .unwrap();
+            for mut frame in [tcp, udp] {
+                let mut packet = parse(&frame).unwrap();
+                let shape = Shape::partial(&frame).unwrap();
+                let field = 20 + shape.unsummed().unwrap().protocol.field();
+                let pseudo = |source: [u8; 4]| {
+                    let length = u16::try_from(packet.length - 20).unwrap();
+                    let [high, low] = length.to_be_bytes();
+                    let tail = [0, packet.protocol, high, low];
+                    sum_of(&[&source[..], &CLIENT, &tail].concat()).to_be_bytes()
+                };
+                let after = pseudo(new.octets());
+                frame[field..field + 2].copy_from_slice(&pseudo(PRIVATE));
+                rewrite_source(&mut frame, &mut packet, shape, new);
+                assert_header_checksum(&frame);
+                assert_eq!(frame[field..field + 2], after);
+            }
+        }
+    }
+
+    #[test]
     fn a_udp_packet_without_checksum_stays_without() {
         let mut frame = Vec::new();
         PacketBuilder::ipv4(PRIVATE, CLIENT, 64)
@@ -245,7 +304,7 @@ mod tests {
             .unwrap();
         frame[26..28].copy_from_slice(&[0, 0]);
         let mut packet = parse(&frame).unwrap();
-        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
         assert_eq!(&frame[26..28], &[0, 0]);
     }
 
@@ -262,7 +321,7 @@ mod tests {
             .write(&mut frame, &quoted)
             .unwrap();
         let mut packet = parse(&frame).unwrap();
-        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
         assert_header_checksum(&frame);
         assert_header_checksum(&frame[28..]);
         assert_eq!(&frame[28 + 16..28 + 20], &PUBLIC.octets());
@@ -281,7 +340,7 @@ mod tests {
                 .write(&mut frame, quoted)
                 .unwrap();
             let mut packet = parse(&frame).unwrap();
-            rewrite_source(&mut frame, &mut packet, PUBLIC);
+            rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
             assert_eq!(&frame[28..], quoted);
         }
     }
@@ -330,13 +389,13 @@ mod tests {
             let parts = in_two(&whole, 40).map(|mut part| {
                 let mut packet = parse(&part).unwrap();
                 assert!(packet.fragment.is_some());
-                rewrite_source(&mut part, &mut packet, PUBLIC);
+                rewrite_source(&mut part, &mut packet, Shape::Whole, PUBLIC);
                 assert_eq!(packet.source, IpAddr::V4(PUBLIC));
                 assert_header_checksum(&part);
                 part
             });
             let mut packet = parse(&whole).unwrap();
-            rewrite_source(&mut whole, &mut packet, PUBLIC);
+            rewrite_source(&mut whole, &mut packet, Shape::Whole, PUBLIC);
             let payload = [&parts[0][20..], &parts[1][20..]].concat();
             assert_eq!(payload, &whole[20..]);
         }
@@ -353,7 +412,7 @@ mod tests {
             frame.extend([PRIVATE, CLIENT].concat());
             frame.extend(&payload);
             let mut packet = parse(&frame).unwrap();
-            rewrite_source(&mut frame, &mut packet, PUBLIC);
+            rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
             assert_eq!(&frame[12..16], &PUBLIC.octets());
             assert_eq!(&frame[20..], &payload);
         }
@@ -370,7 +429,7 @@ mod tests {
             .write(&mut frame, &quoted)
             .unwrap();
         let mut packet = parse(&frame).unwrap();
-        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
         assert_eq!(&frame[28 + 16..28 + 20], &PUBLIC.octets());
         assert_eq!(&frame[28 + 20..], &[7; 28]);
         assert_eq!(sum_of(&frame[20..]), 0xffff);
@@ -390,7 +449,7 @@ mod tests {
             .unwrap();
         frame[22] ^= 0x40;
         let mut packet = parse(&frame).unwrap();
-        rewrite_source(&mut frame, &mut packet, PUBLIC);
+        rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
         assert_ne!(sum_of(&frame[20..]), 0xffff);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{self, Datapath, Fate, Silent};
 use sgwall::model::{InterfaceIx, Model};
-use sgwall::packet;
+use sgwall::packet::{self, Shape};
 use sgwall::policy::Policy;
 use sgwall::policy::oracle::{Admission, Judgement, Packet};
 
@@ -65,9 +65,14 @@ impl UnderTest {
             orphans = self.datapath.sweep(now).orphans;
         }
         let mut bytes = frame.bytes.clone();
-        let verdict = self
-            .datapath
-            .judge(&self.policy, from, &mut bytes, now, &mut Silent);
+        let verdict = self.datapath.judge(
+            &self.policy,
+            from,
+            &mut bytes,
+            Shape::Whole,
+            now,
+            &mut Silent,
+        );
         let judgement = self.judgement(&frame.bytes, from, &verdict, &bytes)?;
         if let Judgement::Held { .. } = judgement {
             self.held.push(frame.clone());

@@ -9,7 +9,7 @@ use sgwall::config;
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent};
 use sgwall::model::protocol;
-use sgwall::packet::{self, TcpFlags, Transport};
+use sgwall::packet::{self, Shape, TcpFlags, Transport};
 use sgwall::policy::{DropReason, Policy};
 
 /// A lab and its clock.
@@ -74,9 +74,14 @@ impl Clock {
             .interfaces()
             .find(|(_, interface)| interface.label == from.0)
             .unwrap();
-        let verdict = self
-            .datapath
-            .judge(&self.policy, sender, &mut frame, now, &mut Silent);
+        let verdict = self.datapath.judge(
+            &self.policy,
+            sender,
+            &mut frame,
+            Shape::Whole,
+            now,
+            &mut Silent,
+        );
         match verdict.fate {
             Fate::Forward { to, .. } => Ok(label(to)),
             Fate::Drop { reason, at } => Err((reason, label(at))),

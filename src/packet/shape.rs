@@ -1,0 +1,185 @@
+//! How the bytes of a frame stand for what is on the wire.
+//!
+//! A kernel that leaves work to its network device hands over one packet with
+//! the payload of many, and leaves the checksums to be computed later or, where
+//! nothing can corrupt them on the way, never. Such a *super-packet* has the
+//! headers that its segments share, and is judged once for all of them.
+
+use super::{Packet, Transport, parse};
+use crate::model::protocol;
+
+/// Shortest TCP header.
+const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
+
+/// How the bytes of a frame stand for what is on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shape {
+    /// One packet as it is on the wire.
+    #[default]
+    Whole,
+    /// One packet whose transport checksum isn't computed yet.
+    Partial(Unsummed),
+    /// Several packets whose payloads follow one another behind the headers
+    /// that they share.
+    Segments(Segments),
+}
+
+/// Where a transport checksum is that isn't computed yet. Its field holds the sum of
+/// the pseudo header, folded and not complemented (Linux's `CHECKSUM_PARTIAL`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsummed {
+    /// Where the transport header starts.
+    pub transport: u16,
+    /// Whose header it is.
+    pub protocol: Summed,
+}
+
+/// The protocols whose checksums may be left to be computed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Summed {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What a super-packet is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segments {
+    /// Its transport checksum; the pseudo header is that of the whole.
+    pub unsummed: Unsummed,
+    /// Bytes of the headers that each segment has, IP's and the transport's.
+    pub headers: u16,
+    /// Bytes of payload in each segment but the last, which may have less.
+    pub size: u16,
+    /// Whether it is marked as taking part in congestion notification, so that
+    /// TCP's CWR belongs to the first segment alone (RFC 3168 §6.1.2).
+    pub ecn: bool,
+}
+
+impl Summed {
+    /// Where in the transport header the checksum is.
+    pub fn field(self) -> usize {
+        match self {
+            Self::Tcp => 16,
+            Self::Udp => 6,
+        }
+    }
+}
+
+impl Shape {
+    /// The shape of the packet at the start of `frame` when its checksum isn't
+    /// computed yet. `None` unless it is a whole TCP or UDP packet whose lengths
+    /// agree to the byte.
+    pub fn partial(frame: &[u8]) -> Option<Self> {
+        let (unsummed, _) = unsummed(frame, &parse(frame).ok()?)?;
+        Some(Self::Partial(unsummed))
+    }
+
+    /// The shape of the super-packet at the start of `frame`, with `size` bytes
+    /// of payload in each segment; that of an ordinary packet whose checksum isn't
+    /// computed yet if there is only one. `None` if [`Shape::partial`] gives none,
+    /// and for a TCP packet that opens or resets a connection, of which there
+    /// can't be several in a row.
+    pub fn segments(frame: &[u8], size: u16, ecn: bool) -> Option<Self> {
+        let packet = parse(frame).ok()?;
+        let (unsummed, headers) = unsummed(frame, &packet)?;
+        if let Transport::Tcp { flags, .. } = packet.transport
+            && (flags.syn || flags.rst)
+        {
+            return None;
+        }
+        if size == 0 || packet.length - headers <= usize::from(size) {
+            return (size > 0).then_some(Self::Partial(unsummed));
+        }
+        Some(Self::Segments(Segments {
+            unsummed,
+            headers: u16::try_from(headers).ok()?,
+            size,
+            ecn,
+        }))
+    }
+
+    /// The checksum that isn't computed yet.
+    pub fn unsummed(self) -> Option<Unsummed> {
+        match self {
+            Self::Whole => None,
+            Self::Partial(unsummed) => Some(unsummed),
+            Self::Segments(segments) => Some(segments.unsummed),
+        }
+    }
+
+    /// How many packets of the wire a frame of `length` bytes stands for.
+    #[inline]
+    pub fn packets(self, length: usize) -> usize {
+        match self {
+            Self::Whole | Self::Partial(_) => 1,
+            Self::Segments(segments) => segments.count(length),
+        }
+    }
+
+    /// How many bytes of the wire a frame of `length` bytes stands for, the
+    /// headers of each packet among them.
+    #[inline]
+    pub fn bytes(self, length: usize) -> usize {
+        match self {
+            Self::Whole | Self::Partial(_) => length,
+            Self::Segments(segments) => {
+                length + (segments.count(length) - 1) * usize::from(segments.headers)
+            }
+        }
+    }
+
+    /// Bytes of the longest packet of the wire that a frame of `length` bytes
+    /// stands for: what a path has to take.
+    #[inline]
+    pub fn longest(self, length: usize) -> usize {
+        match self {
+            Self::Whole | Self::Partial(_) => length,
+            Self::Segments(Segments { headers, size, .. }) => {
+                length.min(usize::from(headers) + usize::from(size))
+            }
+        }
+    }
+}
+
+impl Segments {
+    fn count(self, length: usize) -> usize {
+        length
+            .saturating_sub(usize::from(self.headers))
+            .div_ceil(usize::from(self.size).max(1))
+            .max(1)
+    }
+}
+
+/// Where the checksum of `packet`, read from `frame`, is, and how long its headers
+/// are together.
+fn unsummed(frame: &[u8], packet: &Packet) -> Option<(Unsummed, usize)> {
+    let at = packet.transport_offset;
+    let payload = frame.get(at..packet.length)?;
+    if packet.fragment.is_some() {
+        return None;
+    }
+    let (summed, header) = match packet.protocol {
+        protocol::TCP => {
+            let header = usize::from(payload.get(12)? >> 4) * 4;
+            (Summed::Tcp, header.max(TCP_HEADER))
+        }
+        protocol::UDP => {
+            // What is behind the datagram in the IP packet, a checksum over all
+            // of it would count in.
+            let length = u16::from_be_bytes([*payload.get(4)?, *payload.get(5)?]);
+            if usize::from(length) != payload.len() {
+                return None;
+            }
+            (Summed::Udp, UDP_HEADER)
+        }
+        _ => return None,
+    };
+    let unsummed = Unsummed {
+        transport: u16::try_from(at).ok()?,
+        protocol: summed,
+    };
+    Some((unsummed, at + header))
+}
