@@ -8,11 +8,12 @@
 
 mod explain;
 mod fragments;
+mod known;
 mod station;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use crate::conntrack::{FlowTable, Millis};
+use crate::conntrack::{FlowTable, Millis, Way};
 use crate::model::{Direction, GATEWAY_MTU, InterfaceIx, RuleId};
 use crate::packet::{self, Fragment, Packet, ParseError, Shape, Transport};
 use crate::policy::{
@@ -262,16 +263,6 @@ struct Admitted {
     source_is_own: bool,
 }
 
-/// By which way a packet is forwarded, and what becomes of it on the way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Way {
-    to: InterfaceIx,
-    new_source: Option<Ipv4Addr>,
-    new_destination: Option<Ipv4Addr>,
-    /// The largest packet that it takes.
-    mtu: u16,
-}
-
 impl Datapath {
     /// A data path that remembers at most `capacity` flows.
     pub fn new(capacity: usize) -> Self {
@@ -358,6 +349,14 @@ impl Datapath {
             Err(ParseError::Malformed) => return Err((DropReason::Malformed, from)),
             Err(ParseError::TinyFragment) => return Err((DropReason::TinyFragment, from)),
         };
+
+        // Most packets go the way of one before.
+        if R::SILENT
+            && let Some(fate) =
+                self.known_way(policy, from, sender, frame, packet, shape, now, verdict)
+        {
+            return Ok(fate);
+        }
 
         // 2. What nothing filters, and who may send at all.
         let admitted = self.admit(policy, from, sender, packet, recorder)?;
@@ -485,7 +484,9 @@ impl Datapath {
             peer_is_itself: true,
             now,
         };
-        verdict.egress = self.pass_station(at, packet, frame, recorder)?;
+        let passed = self.pass_station(at, packet, frame, recorder)?;
+        verdict.egress = passed.admission;
+        let sent = passed.flow;
 
         let hop = if inside {
             policy.directory().inside_subnet(admitted.owner)
@@ -534,13 +535,18 @@ impl Datapath {
             peer_is_itself: admitted.source_is_own,
             now,
         };
-        verdict.ingress = self.pass_station(at, packet, frame, recorder)?;
+        verdict.ingress = self.pass_station(at, packet, frame, recorder)?.admission;
         if receiver.source_dest_check
             && receiver.subnet().is_some()
             && !receiver.has(packet.destination)
         {
             recorder.step(Step::DestinationCheck { at: to });
             return Err((DropReason::DestinationCheck, to));
+        }
+        // Only under the sender's own address does the way depend on nothing but
+        // the flow and the policy.
+        if let Some(flow) = sent.filter(|_| admitted.source_is_own && packet.fragment.is_none()) {
+            self.remember_way(&flow, way, policy.generation());
         }
         Ok(way)
     }
@@ -607,6 +613,12 @@ fn follow(
 }
 
 impl Way {
+    /// Whether it leaves the addresses as they are.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.new_source.is_none() && self.new_destination.is_none()
+    }
+
     /// Gives the packet in `frame` the addresses that the gateway gives it.
     #[inline]
     fn translate(&self, frame: &mut [u8], packet: &mut Packet, shape: Shape) {

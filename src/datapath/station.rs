@@ -27,6 +27,15 @@ pub(super) struct Station<'p> {
     pub(super) now: Millis,
 }
 
+/// How a packet passed an interface.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Passed<'t> {
+    /// By what the groups let it pass; `None` outside the VPC.
+    pub(super) admission: Option<Admission>,
+    /// The flow that it belongs to, if it was known before.
+    pub(super) flow: Option<FlowRef<'t>>,
+}
+
 /// What the flow that a packet belongs to says about it.
 #[derive(Debug, Clone, Copy)]
 enum Known {
@@ -53,11 +62,11 @@ impl Datapath {
         packet: &Packet,
         frame: &[u8],
         recorder: &mut R,
-    ) -> Result<Option<Admission>, Dropped> {
+    ) -> Result<Passed<'_>, Dropped> {
         let Station { at, direction, .. } = station;
         let Some(table) = station.interface.rules(direction) else {
             recorder.step(Step::Unguarded { at, direction });
-            return Ok(None);
+            return Ok(Passed::default());
         };
         let key = packet.flow_key(at, direction);
         let flow = key
@@ -75,12 +84,12 @@ impl Datapath {
             Known::Tracked(admission) | Known::Judged(admission) => admission,
             Known::Untracked | Known::Unknown { .. } => {
                 if let Some(admission) = self.related(station, packet, frame, recorder) {
-                    return self.leave(station, packet, flow.as_ref(), admission, recorder);
+                    return self.leave(station, packet, flow, admission, recorder);
                 }
                 return self.ask_rules(station, table, packet, key, flow, known, recorder);
             }
         };
-        self.leave(station, packet, flow.as_ref(), admission, recorder)
+        self.leave(station, packet, flow, admission, recorder)
     }
 
     /// A connection attempt on the ports of a closed connection is a new flow,
@@ -104,18 +113,21 @@ impl Datapath {
 
     /// The ACL on the way out, once the groups let the packet pass.
     #[inline]
-    fn leave<R: Recorder>(
-        &self,
+    fn leave<'t, R: Recorder>(
+        &'t self,
         station: Station<'_>,
         packet: &Packet,
-        flow: Option<&FlowRef<'_>>,
+        flow: Option<FlowRef<'t>>,
         admission: Admission,
         recorder: &mut R,
-    ) -> Result<Option<Admission>, Dropped> {
+    ) -> Result<Passed<'t>, Dropped> {
         if station.direction == Direction::Egress {
-            station.pass_acl(packet, flow, recorder)?;
+            station.pass_acl(packet, flow.as_ref(), recorder)?;
         }
-        Ok(Some(admission))
+        Ok(Passed {
+            admission: Some(admission),
+            flow,
+        })
     }
 
     /// Whether the packet is an ICMP error about a tracked flow and the VPC lets
@@ -157,16 +169,16 @@ impl Datapath {
 
     /// No flow settles it: the rules decide, and the packet may open a flow.
     #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
-    fn ask_rules<R: Recorder>(
-        &self,
+    fn ask_rules<'t, R: Recorder>(
+        &'t self,
         station: Station<'_>,
         table: &RuleTable,
         packet: &Packet,
         key: Option<FlowKey>,
-        flow: Option<FlowRef<'_>>,
+        flow: Option<FlowRef<'t>>,
         known: Known,
         recorder: &mut R,
-    ) -> Result<Option<Admission>, Dropped> {
+    ) -> Result<Passed<'t>, Dropped> {
         let Station {
             policy,
             interface,
@@ -212,7 +224,7 @@ impl Datapath {
                     flow.set_rule(direction, rule, policy.generation());
                 }
             }
-            return self.leave(station, packet, flow.as_ref(), admission, recorder);
+            return self.leave(station, packet, flow, admission, recorder);
         };
         let opening = Opening {
             packet,

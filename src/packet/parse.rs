@@ -34,6 +34,7 @@ pub enum ParseError {
 /// [`ParseError::Malformed`] unless every header is whole and every length
 /// agrees; [`ParseError::TinyFragment`] for a first fragment that lacks a part
 /// of the headers up to and including the transport's (RFC 1858, RFC 7112).
+#[inline(always)]
 pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
     match frame.first().map(|byte| byte >> 4) {
         Some(4) => parse_v4(frame),
@@ -42,6 +43,7 @@ pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
     }
 }
 
+#[inline(always)]
 fn parse_v4(frame: &[u8]) -> Result<Packet, ParseError> {
     let header = Ipv4HeaderSlice::from_slice(frame).map_err(|_| ParseError::Malformed)?;
     let length = usize::from(header.total_len());
@@ -68,6 +70,7 @@ fn parse_v4(frame: &[u8]) -> Result<Packet, ParseError> {
     })
 }
 
+#[inline(always)]
 fn parse_v6(frame: &[u8]) -> Result<Packet, ParseError> {
     let header = Ipv6HeaderSlice::from_slice(frame).map_err(|_| ParseError::Malformed)?;
     let header_length = header.slice().len();

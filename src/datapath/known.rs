@@ -1,0 +1,99 @@
+//! The short road: a packet of a flow whose way is known.
+//!
+//! Once a packet has walked all of the road, the sender's entry keeps the way for
+//! as long as the policy is the same ([`FlowRef::way`]). What comes after it in the
+//! same direction meets the same source check, ACLs, route and destination
+//! check, as all of them depend on the flow's key and on the policy; what is left to ask
+//! is whether both ends still know the flow. Whatever isn't plain walks the whole road.
+
+use super::{Admission, Datapath, Fate, Verdict, Way};
+use crate::conntrack::{FlowRef, Judged, Millis, opens_connection};
+use crate::model::{Direction, InterfaceIx};
+use crate::packet::{Packet, Shape};
+use crate::policy::{Policy, PolicyInterface};
+
+impl Datapath {
+    /// The fate of a packet whose way is known and that both ends let pass;
+    /// nothing has happened otherwise, but that one of them may have taken note
+    /// of the packet, which it may do twice.
+    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
+    #[inline(always)]
+    pub(super) fn known_way(
+        &self,
+        policy: &Policy,
+        from: InterfaceIx,
+        sender: &PolicyInterface,
+        frame: &mut [u8],
+        packet: &mut Packet,
+        shape: Shape,
+        now: Millis,
+        verdict: &mut Verdict,
+    ) -> Option<Fate> {
+        // Hosts outside keep no flows, and fragments have a table of their own.
+        if sender.subnet().is_none() || packet.fragment.is_some() {
+            return None;
+        }
+        let generation = policy.generation();
+        let key = packet.flow_key(from, Direction::Egress)?;
+        let hash = self.flows.hash(&key);
+        let sent = self.flows.find_hashed(&key, hash, now)?;
+        let way = sent.way(generation)?;
+        if shape.longest(packet.length) > usize::from(way.mtu) {
+            return None;
+        }
+        let egress = admission(&sent, packet, Direction::Egress, generation)?;
+
+        let receiver = policy.interface(way.to)?;
+        let mut ingress = None;
+        if receiver.subnet().is_some() {
+            let other = key.at_other_end(way.to, way.new_source, way.new_destination);
+            // To oneself, from a port to the same: one flow, which passes twice, and
+            // may be closed the second time.
+            if other == key {
+                return None;
+            }
+            let received = if way.is_plain() {
+                self.flows.find_hashed(&other, hash, now)?
+            } else {
+                self.flows.find(&other, now)?
+            };
+            let admission = admission(&received, packet, Direction::Ingress, generation)?;
+            if !received.take_note(packet, Direction::Ingress, &receiver.tracking, now) {
+                return None;
+            }
+            ingress = Some(admission);
+        }
+        if !sent.take_note(packet, Direction::Egress, &sender.tracking, now) {
+            return None;
+        }
+        verdict.egress = Some(egress);
+        verdict.ingress = ingress;
+        way.translate(frame, packet, shape);
+        Some(way.fate(packet, shape))
+    }
+
+    /// Notes the way that a packet of a known flow has gone, for those that follow.
+    pub(super) fn remember_way(&self, flow: &FlowRef<'_>, way: Way, generation: u64) {
+        if flow.way(generation) != Some(way) {
+            flow.set_way(way, generation);
+        }
+    }
+}
+
+/// By what the flow lets the packet pass without asking a rule.
+#[inline(always)]
+fn admission(
+    flow: &FlowRef<'_>,
+    packet: &Packet,
+    direction: Direction,
+    generation: u64,
+) -> Option<Admission> {
+    let tracked = flow.is_tracked();
+    let (passes, rule) = if tracked {
+        (!flow.is_closed(), flow.admitted_by())
+    } else {
+        let passed = flow.passed(Judged::Rules, direction, generation);
+        (passed && !opens_connection(packet), flow.rule(direction))
+    };
+    passes.then_some(Admission { rule, tracked })
+}
