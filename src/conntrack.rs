@@ -48,8 +48,8 @@ impl From<std::time::Duration> for Millis {
 pub const DEFAULT_CAPACITY: usize = 1 << 20;
 
 /// Flows of a shard, about: enough shards that who opens flows seldom waits for
-/// another, and few enough that an empty table is small.
-const SHARD: usize = 4096;
+/// another, and few enough that what leads to their records stays in the cache.
+const SHARD: usize = 1 << 14;
 
 /// Why a flow can't be tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -127,11 +127,14 @@ impl FlowTable {
     /// An empty table for at most `capacity` flows. It takes memory as it fills.
     pub fn new(capacity: usize) -> Self {
         let shards = (capacity / SHARD).next_power_of_two();
-        let records = capacity.div_ceil(shards);
+        // The hash spreads flows so evenly that no shard has half as many more than
+        // the others; 64 is for those that are few.
+        let average = capacity.div_ceil(shards);
+        let most = capacity.min(average + average / 2 + 64);
         let random = hash_map::RandomState::new();
         Self {
             shards: (0..shards)
-                .map(|_| CachePadded::new(Shard::new(records, capacity)))
+                .map(|_| CachePadded::new(Shard::new(most)))
                 .collect(),
             seeds: [1u8, 2, 3].map(|nth| random.hash_one(nth)),
             allowances: Allowances::default(),
@@ -142,19 +145,19 @@ impl FlowTable {
 
     /// The hash under which flows with that key are found. Both ends of a flow
     /// whose addresses nobody translates have the same.
-    #[inline]
+    #[inline(always)]
     pub fn hash(&self, key: &FlowKey) -> Hash {
         self.hash_of(key.ends(), u64::from(key.protocol()))
     }
 
     /// The live flow with that key.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, key: &FlowKey, now: Millis) -> Option<FlowRef<'_>> {
         self.find_hashed(key, self.hash(key), now)
     }
 
     /// The live flow with that key, which has that [`Self::hash`].
-    #[inline]
+    #[inline(always)]
     pub fn find_hashed(&self, key: &FlowKey, hash: Hash, now: Millis) -> Option<FlowRef<'_>> {
         let shard = self.shard(hash);
         let found = shard.find(key, home(hash, key.interface()))?;
@@ -221,7 +224,8 @@ impl FlowTable {
             })
             .is_ok();
         let fill = |slot: &Slot| slot.let_to(&tenant(&key, opening, charge));
-        if reserved && shard.insert(&mut free, home, fill).is_some() {
+        let home_of = |words: &[u64; 6]| self.home_of(words);
+        if reserved && shard.insert(&mut free, home, home_of, fill).is_some() {
             return Ok(());
         }
         if reserved {
@@ -310,9 +314,6 @@ impl FlowTable {
             };
             removed += usize::from(self.remove(shard, &mut free, self.home_of(&words), &found));
         }
-        if removed > 0 {
-            shard.tidy(&mut shard.lock(), |words| self.home_of(words));
-        }
         removed
     }
 
@@ -352,7 +353,7 @@ impl FlowTable {
         self.allowances.available(allowance)
     }
 
-    #[inline]
+    #[inline(always)]
     fn shard(&self, hash: Hash) -> &Shard {
         // The upper bits; the lower ones are the bucket's.
         let number = (hash.0 >> 48) as usize & (self.shards.len() - 1);
@@ -367,7 +368,7 @@ impl FlowTable {
     /// Multiplications that are folded upon themselves, with secrets that nobody
     /// can learn from outside, in the manner of wyhash. Adding the two ends makes
     /// it the same from both sides.
-    #[inline]
+    #[inline(always)]
     fn hash_of(&self, ends: [[u64; 3]; 2], protocol: u64) -> Hash {
         let [first, second, third] = self.seeds;
         let [local, remote] = ends.map(|[high, low, port]| {
@@ -412,7 +413,7 @@ impl<'t> FlowRef<'t> {
 
     /// Moves the state on and puts the expiry off, as the packet asks. `false` if
     /// the flow has ended since it was found.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn take_note(
         &self,
@@ -491,7 +492,7 @@ impl<'t> FlowRef<'t> {
     }
 
     /// Whether `by` has let that direction pass under policy `generation`.
-    #[inline]
+    #[inline(always)]
     pub fn passed(&self, by: Judged, direction: Direction, generation: u64) -> bool {
         let judged = self.found.slot.judged[direction as usize].load(Ordering::Acquire);
         says(judged, by, generation) && self.found.slot.is_still(self.found.life)
@@ -513,7 +514,7 @@ impl<'t> FlowRef<'t> {
     /// The way of what leaves the interface in this flow, if all of the road lets
     /// it pass under policy `generation`: the check of its source, the network
     /// ACLs on both sides, the route, and the check of its destination.
-    #[inline]
+    #[inline(always)]
     pub fn way(&self, generation: u64) -> Option<Way> {
         let slot = self.found.slot;
         let note = &slot.judged[Direction::Egress as usize];
@@ -598,7 +599,7 @@ fn tenant<'a>(key: &'a FlowKey, opening: &Opening<'_>, charge: Option<InterfaceI
 
 /// Where a shard keeps the flow with that hash at that interface. Both ends begin
 /// at one bucket, so that what finds one has the other at hand.
-#[inline]
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "takes the hash apart")]
 fn home(hash: Hash, interface: InterfaceIx) -> Home {
     Home {
@@ -607,7 +608,7 @@ fn home(hash: Hash, interface: InterfaceIx) -> Home {
     }
 }
 
-#[inline]
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "takes the product apart")]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);

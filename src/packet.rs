@@ -157,6 +157,7 @@ impl Packet {
     /// it leaves (`Egress`) or reaches (`Ingress`). The same for both
     /// directions of a flow. `None` for messages that belong to none: ICMP
     /// errors and announcements, fragments other than the first.
+    #[inline(always)]
     pub fn flow_key(&self, interface: InterfaceIx, direction: Direction) -> Option<FlowKey> {
         let egress = direction == Direction::Egress;
         let (local_port, remote_port) = match self.transport {

@@ -5,19 +5,27 @@
 //! bits of the hash and the record's number, so that a record is hardly ever read in
 //! vain. What is removed leaves a mark behind, which the next one that comes by
 //! takes; marks at the end of a run are cleared. So words keep their places, and
-//! whoever looks finds what is there, but for the seldom moment when many marks make
-//! it worth to put all in order anew: who finds nothing then looks again.
+//! whoever looks finds what is there, but for the seldom moment when there are so many
+//! marks or records that all is put in order anew: who finds nothing then looks again.
+//! An index that has become too small stays, as somebody may be reading it: together
+//! they take a third of what the last one does.
 
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::slot::{Life, Nature, Slot};
 use crate::packet::FlowKey;
 
 /// Records that are allocated at a time.
-const CHUNK: usize = 128;
+const CHUNK: usize = 512;
 /// Most records of a shard: their numbers are 16 bits wide, and count from 1.
 const MAX_RECORDS: usize = u16::MAX as usize;
+/// Words of a shard's first index.
+const FIRST_INDEX: usize = 128;
+/// Each index is so many times as long as the one before.
+const GROWTH: usize = 4;
+/// Indices that a shard may have: the last is for more than [`MAX_RECORDS`].
+const INDICES: usize = 6;
 /// How often a reader looks again at a record that is being given to another.
 const PATIENCE: usize = 1 << 10;
 
@@ -40,9 +48,10 @@ pub(super) struct Home {
 pub(super) struct Shard {
     /// Odd while the index is being put in order, and another number afterwards.
     order: AtomicU32,
-    index: OnceLock<Box<[AtomicU32]>>,
+    /// Which of the indices is in use.
+    current: AtomicUsize,
+    indices: [OnceLock<Box<[AtomicU32]>>; INDICES],
     chunks: Box<[OnceLock<Box<[Slot]>>]>,
-    index_length: usize,
     most: usize,
     /// Whoever changes the index, or of a record more than its life, holds this.
     free: Mutex<Free>,
@@ -66,29 +75,26 @@ pub(super) struct Found<'s> {
 }
 
 impl Shard {
-    /// A shard for about `records` of them, and half as many more at the most. It
-    /// takes memory once it holds some.
-    pub(super) fn new(records: usize, capacity: usize) -> Self {
-        // Half full when all is well spread, three quarters at the most.
-        let index_length = (records.clamp(4, MAX_RECORDS / 2) * 2).next_power_of_two();
-        let most = capacity.min(index_length / 4 * 3).min(MAX_RECORDS);
+    /// A shard for `most` records. It takes memory as it fills.
+    pub(super) fn new(most: usize) -> Self {
+        let most = most.min(MAX_RECORDS);
         Self {
             order: AtomicU32::new(0),
-            index: OnceLock::new(),
+            current: AtomicUsize::new(0),
+            indices: Default::default(),
             chunks: (0..most.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
-            index_length,
             most,
             free: Mutex::default(),
         }
     }
 
     /// The record of the flow with that key, whether it has expired or not.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, key: &FlowKey, home: Home) -> Option<Found<'_>> {
-        let index = self.index.get()?;
-        let mask = index.len() - 1;
         loop {
             let order = self.order.load(Ordering::Acquire);
+            let index = self.index()?;
+            let mask = index.len() - 1;
             let mut at = home.bucket & mask;
             for _ in 0..index.len() {
                 let word = index.get(at)?.load(Ordering::Acquire);
@@ -119,18 +125,16 @@ impl Shard {
     }
 
     /// A record for the flow with that key, which has none; `fill` lets it to the
-    /// flow. `None` if there is no room.
+    /// flow. `None` if there is no room. `home_of` gives where a key belongs.
     pub(super) fn insert(
         &self,
         free: &mut Free,
         home: Home,
+        home_of: impl Fn(&[u64; 6]) -> Home,
         fill: impl FnOnce(&Slot),
     ) -> Option<()> {
-        let index = self.index.get_or_init(|| {
-            (0..self.index_length)
-                .map(|_| AtomicU32::new(EMPTY))
-                .collect()
-        });
+        self.make_room(free, home_of);
+        let index = self.index()?;
         let mask = index.len() - 1;
         let mut at = home.bucket & mask;
         // There is room: records are fewer than words.
@@ -156,7 +160,7 @@ impl Shard {
     /// Removes a record that was found, under the lock; `home` is its key's. Not if its life
     /// has changed since.
     pub(super) fn remove(&self, free: &mut Free, home: Home, found: &Found<'_>) -> bool {
-        let Some(index) = self.index.get() else {
+        let Some(index) = self.index() else {
             return false;
         };
         let mask = index.len() - 1;
@@ -183,23 +187,34 @@ impl Shard {
         false
     }
 
-    /// Puts the index in order if marks take up too much of it; `home` gives a
-    /// key's.
-    pub(super) fn tidy(&self, free: &mut Free, home: impl Fn(&[u64; 6]) -> Home) {
-        let Some(index) = self
-            .index
-            .get()
-            .filter(|_| free.marks > self.index_length / 4)
-        else {
+    /// Puts the index in order if marks or records take up too much of it: three
+    /// quarters at the most, so that searches end soon.
+    fn make_room(&self, free: &mut Free, home_of: impl Fn(&[u64; 6]) -> Home) {
+        let records = free.fresh - free.back.len();
+        let old = self.index();
+        let length = old.map_or(0, <[_]>::len);
+        let full = |taken: usize, length: usize| taken + 1 > length / 4 * 3;
+        if !full(records + free.marks, length) {
             return;
-        };
-        let there: Vec<(usize, u32)> = index
-            .iter()
+        }
+        let there: Vec<(usize, u32)> = old
+            .into_iter()
+            .flatten()
             .map(|word| word.load(Ordering::Relaxed))
-            .filter_map(|word| Some((home(&self.slot(word)?.key_words()).bucket, word)))
+            .filter_map(|word| Some((home_of(&self.slot(word)?.key_words()).bucket, word)))
             .collect();
         self.order.fetch_add(1, Ordering::AcqRel);
         fence(Ordering::Release);
+        let mut current = self.current.load(Ordering::Relaxed);
+        // With marks gone the same may do; not if it would soon be full again.
+        if old.is_some() && full(records + records / 4, length) && current + 1 < INDICES {
+            current += 1;
+        }
+        let index = self.indices[current].get_or_init(|| {
+            (0..FIRST_INDEX * GROWTH.pow(current as u32))
+                .map(|_| AtomicU32::new(EMPTY))
+                .collect()
+        });
         for word in index {
             word.store(EMPTY, Ordering::Relaxed);
         }
@@ -209,10 +224,18 @@ impl Shard {
             while index[at].load(Ordering::Relaxed) != EMPTY {
                 at = (at + 1) & mask;
             }
-            index[at].store(word, Ordering::Release);
+            index[at].store(word, Ordering::Relaxed);
         }
+        self.current.store(current, Ordering::Release);
         free.marks = 0;
         self.order.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The index in use.
+    #[inline(always)]
+    fn index(&self) -> Option<&[AtomicU32]> {
+        let current = self.current.load(Ordering::Acquire);
+        self.indices.get(current)?.get().map(|index| &**index)
     }
 
     /// Every record that has a tenant, those that have expired included.
@@ -227,15 +250,16 @@ impl Shard {
 
     /// What it takes of memory.
     pub(super) fn bytes(&self) -> usize {
-        let index = self.index.get().map_or(0, |index| size_of_val(&**index));
+        let indices = self.indices.iter().filter_map(|index| index.get());
+        let indices: usize = indices.map(|index| size_of_val(&**index)).sum();
         let chunks = self.chunks.iter().filter_map(|chunk| chunk.get());
         let records: usize = chunks.map(|chunk| size_of_val(&**chunk)).sum();
         let free = self.lock().back.capacity() * size_of::<u16>();
-        size_of::<Self>() + size_of_val(&*self.chunks) + index + records + free
+        size_of::<Self>() + size_of_val(&*self.chunks) + indices + records + free
     }
 
     /// The record that an index word speaks of.
-    #[inline]
+    #[inline(always)]
     fn slot(&self, word: u32) -> Option<&Slot> {
         let number = usize::from(number(word)?);
         self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
@@ -280,7 +304,7 @@ impl Free {
 }
 
 /// The flow with that key, if the record is its own.
-#[inline]
+#[inline(always)]
 fn found<'s>(slot: &'s Slot, key: &FlowKey) -> Option<Found<'s>> {
     for _ in 0..PATIENCE {
         let life = slot.life();

@@ -150,13 +150,13 @@ pub(super) struct Tenant<'a> {
 }
 
 impl Slot {
-    #[inline]
+    #[inline(always)]
     pub(super) fn life(&self) -> Life {
         Life(self.life.load(Ordering::Acquire))
     }
 
     /// Whether what was read since `life` was is that tenant's.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_still(&self, life: Life) -> bool {
         fence(Ordering::Acquire);
         Life(self.life.load(Ordering::Relaxed)).is_of_same_tenant(life)
@@ -166,7 +166,7 @@ impl Slot {
     ///
     /// # Errors
     /// What is there instead, if it is not `seen` any more.
-    #[inline]
+    #[inline(always)]
     pub(super) fn change_life(&self, seen: Life, next: Life) -> Result<(), Life> {
         self.life
             .compare_exchange(seen.0, next.0, Ordering::AcqRel, Ordering::Acquire)
@@ -176,7 +176,7 @@ impl Slot {
 
     /// What its tenant is, if that is the flow with this key. To be followed by
     /// [`Self::is_still`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn nature_of(&self, key: &FlowKey) -> Option<Nature> {
         let words = key.words();
         let mut differs = 0;
@@ -242,7 +242,7 @@ impl Slot {
 
     /// The way that was noted last. To be followed by another look at the note
     /// that says under which generation.
-    #[inline]
+    #[inline(always)]
     pub(super) fn way(&self) -> Way {
         let [to, new_source, new_destination, mtu] =
             [0, 1, 2, 3].map(|i: usize| self.way[i].load(Ordering::Relaxed));

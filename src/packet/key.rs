@@ -35,7 +35,7 @@ pub struct FlowKey {
 impl FlowKey {
     /// The key of a flow of `protocol` between the interface's end and another
     /// of the same family.
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(
         interface: InterfaceIx,
         (local, local_port): (IpAddr, u16),
@@ -56,7 +56,7 @@ impl FlowKey {
     /// The key of the same flow at the other end, the interface `other`, for
     /// packets that leave this one and whose addresses are translated like that
     /// on the way.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn at_other_end(
         &self,
@@ -97,7 +97,7 @@ impl FlowKey {
     }
 
     /// Its six words, for who keeps them: equal keys have equal ones.
-    #[inline]
+    #[inline(always)]
     pub fn words(&self) -> [u64; 6] {
         [
             self.local[0],
@@ -130,7 +130,7 @@ impl FlowKey {
     /// Address and port of both ends, each as three words; the interface is left
     /// out, so that both ends of a flow whose addresses aren't translated have
     /// the same pair, in the other order.
-    #[inline]
+    #[inline(always)]
     pub fn ends(&self) -> [[u64; 3]; 2] {
         let (local, remote) = self.ports();
         [
@@ -139,7 +139,7 @@ impl FlowKey {
         ]
     }
 
-    #[inline]
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "takes the word apart")]
     fn ports(&self) -> (u16, u16) {
         let ports = self.interface_and_ports as u32;
@@ -169,7 +169,7 @@ impl fmt::Debug for FlowKey {
     }
 }
 
-#[inline]
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "takes the address apart")]
 fn words(address: IpAddr) -> [u64; 2] {
     match address {
