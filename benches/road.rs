@@ -7,17 +7,20 @@
 #![allow(missing_docs, reason = "criterion's macros make items without")]
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, criterion_group, criterion_main};
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent};
 use sgwall::model::{InterfaceIx, protocol};
 use sgwall::packet::{self, Shape, TcpFlags, Transport};
-use sgwall::policy::Policy;
+use sgwall::policy::{Owner, Policy};
 
+use self::cpu_time::CpuTime;
 use self::world::{A_V4, A_V6, B_V4, B_V6, CLIENT_V4};
 
+#[path = "common/cpu_time.rs"]
+mod cpu_time;
 #[path = "common/world.rs"]
 mod world;
 
@@ -35,14 +38,15 @@ const NOW: Millis = Millis(1_000);
 criterion_group! {
     name = benches;
     config = Criterion::default()
+        .with_measurement(CpuTime)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1500))
         .sample_size(30);
-    targets = parse, tracked_hit, miss, compile, recompile
+    targets = parse, tracked_hit, tracked_hit_among_a_million, miss, compile, recompile
 }
 criterion_main!(benches);
 
-fn parse(criterion: &mut Criterion) {
+fn parse(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("parse");
     for (name, frame) in [
         ("tcp v4", world::tcp((A_V4, 40_000), (B_V4, 443), false)),
@@ -55,14 +59,14 @@ fn parse(criterion: &mut Criterion) {
     }
 }
 
-/// A segment of a known connection: the whole road between two interfaces, both
-/// of which track it; and from an interface to the internet, where one side
+/// A segment of an established connection: the whole road between two interfaces,
+/// both of which track it; and from an interface to the internet, where one side
 /// tracks it and the internet gateway translates. With many flows each packet
-/// belongs to another, in random order.
-fn tracked_hit(criterion: &mut Criterion) {
+/// belongs to another, in random order. The clock goes on meanwhile, a
+/// millisecond in a thousand packets, so idle times are put off.
+fn tracked_hit(criterion: &mut Criterion<CpuTime>) {
     let tracked = world::model(10);
     let untracked = world::untracked(&tracked);
-    let from = world::a();
     let mut group = criterion.benchmark_group("tracked hit");
     for (name, model, source, destination, port_at) in [
         ("local", &tracked, A_V4, B_V4, 20),
@@ -73,25 +77,16 @@ fn tracked_hit(criterion: &mut Criterion) {
         let policy = Policy::compile(model, None);
         for flows in FLOWS {
             let datapath = Datapath::new(1 << 20);
-            let mut ports: Vec<u16> = (10_000..10_000 + flows).collect();
-            for port in &ports {
-                let mut opening = world::tcp((source, *port), (destination, 443), true);
-                deliver(&datapath, &policy, from, &mut opening);
+            let mut ports: Vec<(u16, u16)> =
+                (10_000..10_000 + flows).map(|port| (port, 443)).collect();
+            for (port, service) in &ports {
+                establish(&datapath, &policy, (source, *port), (destination, *service));
             }
             shuffle(&mut ports);
-            let mut ports = ports.iter().cycle();
-            let packet = world::tcp((source, 0), (destination, 443), false);
-            let mut frame = packet.clone();
             let id = BenchmarkId::new(name, format!("{flows} flows"));
+            let packet = world::tcp((source, 0), (destination, 443), false);
             group.bench_function(id, |bencher| {
-                bencher.iter(|| {
-                    // The headers as the sender wrote them: translation has
-                    // changed those of the packet before.
-                    frame[..HEADERS].copy_from_slice(&packet[..HEADERS]);
-                    let port = ports.next().map_or(0, |port| *port);
-                    frame[port_at..port_at + 2].copy_from_slice(&port.to_be_bytes());
-                    datapath.judge(&policy, from, &mut frame, Shape::Whole, NOW, &mut Silent)
-                });
+                hits(bencher, &datapath, &policy, &packet, port_at, &ports);
             });
             let flows_now = datapath.flows().len();
             assert_eq!(flows_now % usize::from(flows), 0, "each was a hit");
@@ -99,10 +94,96 @@ fn tracked_hit(criterion: &mut Criterion) {
     }
 }
 
+/// The same between two interfaces that track a million flows together: half a
+/// million connections, the segments in random order; and what a flow takes of
+/// memory.
+fn tracked_hit_among_a_million(criterion: &mut Criterion<CpuTime>) {
+    let policy = Policy::compile(&world::open(&world::model(10)), None);
+    let datapath = Datapath::new(1 << 20);
+    let mut ports: Vec<(u16, u16)> = (0..500_000u32)
+        .map(|nth| {
+            let port = |number: u32| u16::try_from(number).expect("a port");
+            (port(1_024 + nth % 50_000), port(1_000 + nth / 50_000))
+        })
+        .collect();
+    for (port, service) in &ports {
+        establish(&datapath, &policy, (A_V4, *port), (B_V4, *service));
+    }
+    let flows = datapath.flows();
+    assert_eq!(flows.len(), 1_000_000);
+    let each = flows.bytes() as f64 / flows.len() as f64;
+    println!("memory per flow of 1,000,000: {each:.1} bytes");
+    shuffle(&mut ports);
+    let packet = world::tcp((A_V4, 0), (B_V4, 0), false);
+    let mut group = criterion.benchmark_group("tracked hit");
+    group.bench_function(BenchmarkId::new("local", "1000000 flows"), |bencher| {
+        hits(bencher, &datapath, &policy, &packet, 20, &ports);
+    });
+}
+
+/// Judges packets like `packet` of connections with these ports, one after the other.
+fn hits(
+    bencher: &mut Bencher<'_, CpuTime>,
+    datapath: &Datapath,
+    policy: &Policy,
+    packet: &[u8],
+    port_at: usize,
+    ports: &[(u16, u16)],
+) {
+    let mut next = ports.iter().cycle();
+    let mut frame = packet.to_vec();
+    let mut count = 0;
+    bencher.iter(|| {
+        // The headers as the sender wrote them: translation has changed those of
+        // the packet before.
+        frame[..HEADERS].copy_from_slice(&packet[..HEADERS]);
+        let (port, service) = next.next().copied().unwrap_or_default();
+        frame[port_at..port_at + 2].copy_from_slice(&port.to_be_bytes());
+        frame[port_at + 2..port_at + 4].copy_from_slice(&service.to_be_bytes());
+        count += 1;
+        let now = Millis(NOW.0 + count / 1_000);
+        datapath.judge(
+            policy,
+            world::a(),
+            &mut frame,
+            Shape::Whole,
+            now,
+            &mut Silent,
+        )
+    });
+}
+
+/// Opens a connection, and has it acknowledged.
+fn establish(datapath: &Datapath, policy: &Policy, from: (&str, u16), to: (&str, u16)) {
+    let outside = policy
+        .directory()
+        .owner(world::ip(to.0))
+        .and_then(Owner::interface);
+    let receiver = outside.expect("somebody has it");
+    // Through the internet gateway the sender is known by another address.
+    let seen_as = if receiver == world::client() {
+        (world::A_PUBLIC, from.1)
+    } else {
+        from
+    };
+    let flags = |syn, ack| TcpFlags {
+        syn,
+        ack,
+        ..TcpFlags::default()
+    };
+    for (at, from, to, flags) in [
+        (world::a(), from, to, flags(true, false)),
+        (receiver, to, seen_as, flags(true, true)),
+        (world::a(), from, to, flags(false, true)),
+    ] {
+        deliver(datapath, policy, at, &mut world::segment(from, to, flags));
+    }
+}
+
 /// The first packet of a flow: read, judged by the sender's and the receiver's
 /// rules, tracked at both. The receiver's table has so many rules, and every
 /// packet comes from an address that another of them lets in.
-fn miss(criterion: &mut Criterion) {
+fn miss(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("miss");
     for rules in RULES {
         let policy = Policy::compile(&world::model(rules), None);
@@ -123,7 +204,7 @@ fn miss(criterion: &mut Criterion) {
                     // a table at work, not one that grows.
                     datapath.flows().clear();
                     let now = usize::try_from(left).unwrap_or(NEW_FLOWS).min(NEW_FLOWS);
-                    let began = Instant::now();
+                    let began = cpu_time::now();
                     for packet in &packets[..now] {
                         let frame = &mut frame[..packet.len()];
                         frame.copy_from_slice(packet);
@@ -136,7 +217,7 @@ fn miss(criterion: &mut Criterion) {
                             &mut Silent,
                         ));
                     }
-                    spent += began.elapsed();
+                    spent += cpu_time::now() - began;
                     assert_eq!(datapath.flows().len(), 2 * now, "each was a miss");
                     left -= now as u64;
                 }
@@ -146,7 +227,7 @@ fn miss(criterion: &mut Criterion) {
     }
 }
 
-fn compile(criterion: &mut Criterion) {
+fn compile(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(10);
     for rules in RULES {
@@ -159,7 +240,7 @@ fn compile(criterion: &mut Criterion) {
 
 /// A reload after one rule changed: in the table with so many rules, which is
 /// made anew; and in another, so that it is shared with the previous policy.
-fn recompile(criterion: &mut Criterion) {
+fn recompile(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("recompile");
     group.sample_size(10);
     for rules in RULES {

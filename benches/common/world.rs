@@ -35,6 +35,8 @@ pub fn client() -> InterfaceIx {
 
 /// Address of [`a`].
 pub const A_V4: &str = "10.0.0.10";
+/// Public address of [`a`].
+pub const A_PUBLIC: &str = "203.0.113.10";
 /// Address of [`a`].
 pub const A_V6: &str = "2001:db8::10";
 /// Address of [`b`].
@@ -112,11 +114,7 @@ pub fn model(rules: usize) -> Model {
             entity("client", EntityKind::External(Via::Igw)),
         ],
         interfaces: vec![
-            interface(
-                0,
-                inside(&[0]),
-                &[(A_V4, Some("203.0.113.10")), (A_V6, None)],
-            ),
+            interface(0, inside(&[0]), &[(A_V4, Some(A_PUBLIC)), (A_V6, None)]),
             interface(1, inside(&[0, 1]), &[(B_V4, Some(B_PUBLIC)), (B_V6, None)]),
             Interface {
                 source_dest_check: false,
@@ -167,6 +165,16 @@ pub fn tcp(from: (&str, u16), to: (&str, u16), syn: bool) -> Vec<u8> {
         ack: !syn,
         ..TcpFlags::default()
     };
+    let payload: &[u8] = if syn { &[] } else { &[7; 1000] };
+    tcp_with(from, to, flags, payload)
+}
+
+/// A TCP segment without payload.
+pub fn segment(from: (&str, u16), to: (&str, u16), flags: TcpFlags) -> Vec<u8> {
+    tcp_with(from, to, flags, &[])
+}
+
+fn tcp_with(from: (&str, u16), to: (&str, u16), flags: TcpFlags, payload: &[u8]) -> Vec<u8> {
     let transport = Transport::Tcp {
         source: from.1,
         destination: to.1,
@@ -174,7 +182,6 @@ pub fn tcp(from: (&str, u16), to: (&str, u16), syn: bool) -> Vec<u8> {
         end: 0,
         acknowledgement: 0,
     };
-    let payload: &[u8] = if syn { &[] } else { &[7; 1000] };
     build(ip(from.0), ip(to.0), protocol::TCP, transport, payload)
 }
 
@@ -274,6 +281,16 @@ pub fn untracked(model: &Model) -> Model {
             };
         }
     }
+    model
+}
+
+/// The same VPC, whose members accept TCP on every port from each other.
+pub fn open(model: &Model) -> Model {
+    let mut model = model.clone();
+    let group = &mut model.security_groups[0];
+    let rule = &mut group.ingress[0];
+    rule.traffic = Traffic::Tcp(PortRange::ALL);
+    rule.peer = Peer::Group(GroupIx::new(0));
     model
 }
 
