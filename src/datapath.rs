@@ -520,7 +520,7 @@ impl Datapath {
                 at: to,
                 mtu: way.mtu,
             });
-            verdict.answer = self.answer(policy, from, sender, frame, packet, way.mtu, now);
+            verdict.answer = self.answer(policy, from, sender, frame, packet, shape, way.mtu, now);
             return Err((DropReason::TooBig, to));
         }
 
@@ -563,10 +563,19 @@ impl Datapath {
         sender: &PolicyInterface,
         frame: &mut [u8],
         packet: &Packet,
+        shape: Shape,
         mtu: u16,
         now: Millis,
     ) -> Option<Answer> {
-        let length = packet::too_big(frame, packet, mtu)?;
+        // One answer for all segments, which quotes the first as it would have been
+        // on the wire. (Linux quotes the super-packet's headers as they are, with a
+        // length and a checksum that no packet had.) The last segment goes with
+        // the others though it may have been short enough, as in Linux.
+        let first = Packet {
+            length: packet::first_segment(frame.get_mut(..packet.length)?, shape).ok()?,
+            ..*packet
+        };
+        let length = packet::too_big(frame, &first, mtu)?;
         let frame = frame.get_mut(..length)?;
         let error = packet::parse(frame).ok()?;
         let at = Station {

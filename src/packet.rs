@@ -2,10 +2,12 @@
 //! then a small `Copy` value. Sans-IO; allocates nothing; never panics.
 
 mod build;
+mod checksum;
 mod embedded;
 mod key;
 mod nat;
 mod parse;
+mod segments;
 mod shape;
 mod split;
 mod too_big;
@@ -19,6 +21,7 @@ pub use embedded::embedded;
 pub use key::FlowKey;
 pub use nat::{rewrite_destination, rewrite_source};
 pub use parse::{ParseError, parse};
+pub use segments::{NotSegmented, first_segment, segment};
 pub use shape::{Segments, Shape, Summed, Unsummed};
 pub use split::{NotSplit, split};
 pub use too_big::too_big;

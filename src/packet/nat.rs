@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Packet, Shape, Transport};
+use super::{Packet, Shape, Transport, checksum};
 use crate::model::protocol;
 
 const SOURCE: usize = 12;
@@ -113,17 +113,17 @@ fn rewrite_embedded(icmp: &mut [u8], side: Side, old: Ipv4Addr, new: Ipv4Addr) {
     if quoted[at..at + 4] != old.octets() {
         return;
     }
-    let before = sum_of(quoted);
+    let before = checksum::sum(quoted);
     let (header, rest) = quoted.split_at_mut(header_length);
     replace_address(header, side, new);
     let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
     if offset == 0 {
         adjust_transport(rest, header[9], old, new);
     }
-    let after = sum_of(quoted);
+    let after = checksum::sum(quoted);
     // Everything from the ICMP header on is covered by the ICMP checksum; what
     // of it isn't here, in a first fragment, hasn't changed.
-    replace_words(icmp, 2, &[before], &[after]);
+    checksum::replace(icmp, 2, &[before], &[after]);
 }
 
 fn replace_address(header: &mut [u8], side: Side, new: Ipv4Addr) {
@@ -138,7 +138,7 @@ fn replace_address(header: &mut [u8], side: Side, new: Ipv4Addr) {
 
 /// The checksum at `at` after an address that it covers has changed.
 fn adjust(bytes: &mut [u8], at: usize, old: Ipv4Addr, new: Ipv4Addr) {
-    replace_words(bytes, at, &words(old), &words(new));
+    checksum::replace(bytes, at, &words(old), &words(new));
 }
 
 /// The sum of a pseudo header at `at`, which isn't complemented, after an address
@@ -158,35 +158,6 @@ fn complement(bytes: &mut [u8], at: usize) {
 fn words(address: Ipv4Addr) -> [u16; 2] {
     let [a, b, c, d] = address.octets();
     [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
-}
-
-/// RFC 1624 equation 3: the checksum at `at`, which covered the words `old`,
-/// now covers `new` instead.
-fn replace_words(bytes: &mut [u8], at: usize, old: &[u16], new: &[u16]) {
-    let Some(field) = bytes.get_mut(at..at + 2) else {
-        return;
-    };
-    let mut sum = u32::from(!u16::from_be_bytes([field[0], field[1]]));
-    for word in old {
-        sum += u32::from(!word);
-    }
-    for word in new {
-        sum += u32::from(*word);
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits above")]
-    let folded = !(sum as u16);
-    field.copy_from_slice(&folded.to_be_bytes());
-}
-
-/// The ones' complement sum of `bytes`: one word that stands for all of them.
-fn sum_of(bytes: &[u8]) -> u16 {
-    let complement = etherparse::checksum::Sum16BitWords::new()
-        .add_slice(bytes)
-        .ones_complement();
-    !u16::from_be(complement)
 }
 
 fn is_error(packet: &Packet) -> bool {
@@ -284,7 +255,7 @@ mod tests {
                     let length = u16::try_from(packet.length - 20).unwrap();
                     let [high, low] = length.to_be_bytes();
                     let tail = [0, packet.protocol, high, low];
-                    sum_of(&[&source[..], &CLIENT, &tail].concat()).to_be_bytes()
+                    checksum::sum(&[&source[..], &CLIENT, &tail].concat()).to_be_bytes()
                 };
                 let after = pseudo(new.octets());
                 frame[field..field + 2].copy_from_slice(&pseudo(PRIVATE));
@@ -432,7 +403,7 @@ mod tests {
         rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
         assert_eq!(&frame[28 + 16..28 + 20], &PUBLIC.octets());
         assert_eq!(&frame[28 + 20..], &[7; 28]);
-        assert_eq!(sum_of(&frame[20..]), 0xffff);
+        assert_eq!(checksum::sum(&frame[20..]), 0xffff);
     }
 
     #[test]
@@ -450,6 +421,6 @@ mod tests {
         frame[22] ^= 0x40;
         let mut packet = parse(&frame).unwrap();
         rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
-        assert_ne!(sum_of(&frame[20..]), 0xffff);
+        assert_ne!(checksum::sum(&frame[20..]), 0xffff);
     }
 }

@@ -59,6 +59,14 @@ pub struct Segments {
 }
 
 impl Summed {
+    /// Bytes of the shortest header.
+    pub(super) fn least_header(self) -> usize {
+        match self {
+            Self::Tcp => TCP_HEADER,
+            Self::Udp => UDP_HEADER,
+        }
+    }
+
     /// Where in the transport header the checksum is.
     pub fn field(self) -> usize {
         match self {
@@ -164,7 +172,7 @@ fn unsummed(frame: &[u8], packet: &Packet) -> Option<(Unsummed, usize)> {
     let (summed, header) = match packet.protocol {
         protocol::TCP => {
             let header = usize::from(payload.get(12)? >> 4) * 4;
-            (Summed::Tcp, header.max(TCP_HEADER))
+            (Summed::Tcp, header)
         }
         protocol::UDP => {
             // What is behind the datagram in the IP packet, a checksum over all

@@ -1,0 +1,190 @@
+//! What a network device would have done: super-packets to packets of the wire,
+//! checksums computed.
+
+use super::checksum;
+use super::shape::{Shape, Summed, Unsummed};
+
+/// Where in an IP header the fields are that differ from segment to segment.
+const IPV4_LENGTH: usize = 2;
+const IPV4_ID: usize = 4;
+const IPV4_CHECKSUM: usize = 10;
+const IPV6_LENGTH: usize = 4;
+/// Shortest IP header.
+const IPV4_HEADER: usize = 20;
+/// Likewise in TCP's and UDP's.
+const TCP_SEQUENCE: usize = 4;
+const TCP_FLAGS: usize = 13;
+const UDP_LENGTH: usize = 4;
+
+/// TCP's flags that one segment alone has: the last, and (RFC 3168 §6.1.2) the first.
+const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
+const CWR: u8 = 0x80;
+
+/// A frame that isn't what its shape says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a frame of that shape")]
+pub struct NotSegmented;
+
+/// Hands each packet of the wire that `frame` stands for to `send`, in order and
+/// with its checksums computed; `scratch` has room for one. Packets of IPv4 count
+/// their identifications up.
+///
+/// What is wrong with a header's checksum or a pseudo header's sum stays wrong: both
+/// follow what changes, and are never made anew.
+///
+/// # Errors
+/// [`NotSegmented`], with nothing sent, for a frame that `shape` was not read from,
+/// or if `scratch` is too small.
+pub fn segment(
+    frame: &[u8],
+    shape: Shape,
+    scratch: &mut [u8],
+    mut send: impl FnMut(&[u8]),
+) -> Result<(), NotSegmented> {
+    let Some(cut) = Cut::new(frame, shape)? else {
+        send(frame);
+        return Ok(());
+    };
+    if scratch.len() < shape.longest(frame.len()) {
+        return Err(NotSegmented);
+    }
+    let (headers, payload) = frame.split_at(cut.headers);
+    let mut offset = 0;
+    let mut number = 0;
+    loop {
+        let part = &payload[offset..payload.len().min(offset + cut.size)];
+        let packet = &mut scratch[..headers.len() + part.len()];
+        packet[..headers.len()].copy_from_slice(headers);
+        packet[headers.len()..].copy_from_slice(part);
+        cut.mend(packet, offset, number);
+        send(packet);
+        offset += part.len();
+        number += 1;
+        if offset == payload.len() {
+            return Ok(());
+        }
+    }
+}
+
+/// Makes `frame` the first packet of the wire that it stands for, as
+/// [`segment`] would send it, and gives its length. What follows in `frame` is
+/// not part of it.
+///
+/// # Errors
+/// [`NotSegmented`], with nothing changed, for a frame that `shape` was not read
+/// from.
+pub fn first_segment(frame: &mut [u8], shape: Shape) -> Result<usize, NotSegmented> {
+    let Some(cut) = Cut::new(frame, shape)? else {
+        return Ok(frame.len());
+    };
+    let length = shape.longest(frame.len());
+    cut.mend(&mut frame[..length], 0, 0);
+    Ok(length)
+}
+
+/// How a frame is cut into packets.
+#[derive(Clone, Copy)]
+struct Cut {
+    unsummed: Unsummed,
+    /// Bytes of the frame.
+    length: usize,
+    /// Bytes of the headers that every packet has.
+    headers: usize,
+    /// Bytes of payload in a packet.
+    size: usize,
+}
+
+impl Cut {
+    /// `None` for an ordinary packet.
+    fn new(frame: &[u8], shape: Shape) -> Result<Option<Self>, NotSegmented> {
+        let Some(unsummed) = shape.unsummed() else {
+            return Ok(None);
+        };
+        let transport = usize::from(unsummed.transport);
+        let least = transport + unsummed.protocol.least_header();
+        let (headers, size) = match shape {
+            Shape::Segments(segments) => (segments.headers.into(), segments.size.into()),
+            Shape::Whole | Shape::Partial(_) => (least, frame.len()),
+        };
+        let fits = transport >= IPV4_HEADER
+            && least <= headers
+            && headers <= frame.len()
+            && frame.len() - transport <= usize::from(u16::MAX)
+            && size > 0;
+        let length = frame.len();
+        fits.then_some(Some(Self {
+            unsummed,
+            length,
+            headers,
+            size,
+        }))
+        .ok_or(NotSegmented)
+    }
+
+    /// Gives `packet`, which has the headers of the whole before its own part of
+    /// the payload, from `offset` on, what is its own of them.
+    fn mend(&self, packet: &mut [u8], offset: usize, number: usize) {
+        let length = packet.len();
+        let last = self.headers + offset + (length - self.headers) == self.length;
+        if packet[0] >> 4 == 4 {
+            let old = [get(packet, IPV4_LENGTH), get(packet, IPV4_ID)];
+            let new = [low(length), old[1].wrapping_add(low(number))];
+            put(packet, IPV4_LENGTH, new[0]);
+            put(packet, IPV4_ID, new[1]);
+            checksum::replace(packet, IPV4_CHECKSUM, &old, &new);
+        } else {
+            let missing = low(self.length - length);
+            let payload = get(packet, IPV6_LENGTH).wrapping_sub(missing);
+            put(packet, IPV6_LENGTH, payload);
+        }
+
+        let transport = usize::from(self.unsummed.transport);
+        let whole = low(self.length - transport);
+        let part = low(length - transport);
+        let transport = &mut packet[transport..];
+        match self.unsummed.protocol {
+            Summed::Tcp => {
+                let at = TCP_SEQUENCE;
+                let first = u32::from(get(transport, at)) << 16 | u32::from(get(transport, at + 2));
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "a frame is shorter than 2^17 bytes"
+                )]
+                let sequence = first.wrapping_add(offset as u32);
+                transport[at..at + 4].copy_from_slice(&sequence.to_be_bytes());
+                let not_its_own = if last { 0 } else { FIN | PSH };
+                let not_its_own = not_its_own | if number == 0 { 0 } else { CWR };
+                transport[TCP_FLAGS] &= !not_its_own;
+            }
+            Summed::Udp => put(transport, UDP_LENGTH, part),
+        }
+        let field = self.unsummed.protocol.field();
+        let pseudo = checksum::less(get(transport, field), whole);
+        put(transport, field, checksum::add(pseudo, part));
+        let checksum = match (!checksum::sum(transport), self.unsummed.protocol) {
+            // Zero says that there is none (RFC 768).
+            (0, Summed::Udp) => 0xffff,
+            (checksum, _) => checksum,
+        };
+        put(transport, field, checksum);
+    }
+}
+
+fn get(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// The low 16 bits of a length or number, which have it all: IPv4's lengths and
+/// those of transports don't reach further.
+#[expect(clippy::cast_possible_truncation, reason = "as above")]
+fn low(value: usize) -> u16 {
+    value as u16
+}
+
+#[cfg(test)]
+mod tests;
