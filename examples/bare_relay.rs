@@ -2,13 +2,14 @@
 //!
 //! It makes the namespaces and devices of a lab file with two interfaces, as
 //! `sgwall run` does, and then copies every packet from one device to the
-//! other: the same polling, the same budget of packets between two polls, the
-//! same reads and writes as the engine's workers, and nothing else. What
-//! `sgwall run` takes longer than this is the price of security groups.
+//! other, super-packets unsplit: the same polling, the same budget of packets
+//! between two polls, the same devices with the same offloads, read and written
+//! one frame at a time, and nothing else. What `sgwall run` takes longer than
+//! this is the price of security groups.
 //! `scripts/bench-relay` measures both.
 //!
 //! ```text
-//! cargo run --release --example bare_relay -- LAB [--name NAME] [--workers 1|2]
+//! cargo run --release --example bare_relay -- LAB [--name NAME] [--workers 1|2] [--no-offload]
 //! ```
 #![expect(
     clippy::print_stdout,
@@ -31,12 +32,10 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use sgwall::config;
 use sgwall::lab::{self, Lab, Session};
-use sgwall::link::{Link, Readiness, TunLink};
+use sgwall::link::{FRAME, Link, Offload, Readiness, TunLink};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// As the engine's.
-const FRAME: usize = 1 << 16;
 /// As the engine's.
 const BUDGET: usize = 64;
 /// What the waker's events say.
@@ -54,6 +53,9 @@ struct Args {
     #[arg(long, default_value_t = 1,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=2))]
     workers: usize,
+    /// Without segmentation and checksum offload, as `sgwall run --no-offload`.
+    #[arg(long)]
+    no_offload: bool,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -61,7 +63,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = config::load(&args.lab, &[])?.model;
     lab::prepare()?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let lab = Lab::up(Session::start(&args.name)?, &model)?;
+    let offload = if args.no_offload {
+        Offload::Off
+    } else {
+        Offload::Granted
+    };
+    let lab = Lab::up_with(Session::start(&args.name)?, &model, offload)?;
     let [a, b]: [Arc<TunLink>; 2] = lab
         .links()
         .try_into()
@@ -149,12 +156,16 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Copies up to a budget of packets; whether there may be more.
+    /// Copies up to a budget of frames; whether there may be more.
     fn copy(&self, from: usize, frame: &mut [u8]) -> bool {
         for _ in 0..BUDGET {
             match self.links[from].recv(frame) {
                 // What can't be written is lost, as on any wire.
-                Ok(length) => drop(self.links[1 - from].send(&frame[..length])),
+                Ok(received) => {
+                    if let Ok(shape) = received.shape {
+                        drop(self.links[1 - from].send(&frame[..received.length], shape));
+                    }
+                }
                 Err(error) => return error.kind() == ErrorKind::Interrupted,
             }
         }

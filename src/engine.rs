@@ -6,6 +6,7 @@
 //! batch, so a packet is judged by one policy from its first layer to its last.
 
 mod appliance;
+mod delivery;
 pub mod proof;
 mod worker;
 

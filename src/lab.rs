@@ -15,7 +15,7 @@ use std::thread;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::link::TunLink;
+use crate::link::{Offload, TunLink};
 use crate::model::{EntityIx, Model};
 
 mod attach;
@@ -69,6 +69,14 @@ impl Lab {
     /// # Errors
     /// The first refusal of the system, after everything made so far is gone.
     pub fn up(session: Session, model: &Model) -> Result<Self, LabError> {
+        Self::up_with(session, model, Offload::Granted)
+    }
+
+    /// [`Lab::up`] with devices that have offloads or don't.
+    ///
+    /// # Errors
+    /// As [`Lab::up`].
+    pub fn up_with(session: Session, model: &Model, offload: Offload) -> Result<Self, LabError> {
         let privilege = identity::identity().privilege;
         let mut leftovers = Leftovers::default();
         let mut plans = Vec::with_capacity(model.entities.len());
@@ -90,7 +98,7 @@ impl Lab {
         }
         session.record(&leftovers)?;
 
-        let (attached, error) = carry_out_all(&plans);
+        let (attached, error) = carry_out_all(&plans, offload);
         let mut lab = Self {
             links: Vec::with_capacity(model.interfaces.len()),
             gate: None,
@@ -214,7 +222,7 @@ impl Drop for Lab {
 
 /// Carries out the plans on a few threads; what was made comes in their
 /// order, and all of it comes with the first error if there was one.
-fn carry_out_all(plans: &[Plan]) -> (Vec<Attached>, Option<LabError>) {
+fn carry_out_all(plans: &[Plan], offload: Offload) -> (Vec<Attached>, Option<LabError>) {
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let made: Mutex<Vec<(usize, Attached)>> = Mutex::new(Vec::with_capacity(plans.len()));
@@ -232,7 +240,7 @@ fn carry_out_all(plans: &[Plan]) -> (Vec<Attached>, Option<LabError>) {
             let Some(plan) = plans.get(i) else {
                 break;
             };
-            match plan.carry_out() {
+            match plan.carry_out(offload) {
                 Ok(one) => made
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)

@@ -1,18 +1,28 @@
 //! How frames reach the appliance and leave it.
 //!
-//! A [`Link`] carries whole IP packets, one a call, and never blocks. This is
-//! the only floor, beside the namespace calls of `lab`, where `unsafe` may be.
+//! A [`Link`] carries whole IP packets or, where it has offloads, super-packets,
+//! one a call, and never blocks. This is the only floor, beside the namespace
+//! calls of `lab`, where `unsafe` may be.
 
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use crate::packet::Shape;
+
 mod memory;
+mod offloads;
 mod tun;
+pub mod virtio;
 
 pub use self::memory::MemoryLink;
+pub use self::offloads::{Offload, Offloads};
 pub use self::tun::TunLink;
+
+/// Room for the longest frame: IPv6's header before the most that its length
+/// field can say.
+pub const FRAME: usize = 40 + 65_535;
 
 /// How a worker learns that a link has frames to read.
 #[derive(Debug)]
@@ -23,21 +33,40 @@ pub enum Readiness<'a> {
     Wakes,
 }
 
+/// A frame that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Its bytes.
+    pub length: usize,
+    /// What they stand for, unless whoever sent it contradicts himself: then it
+    /// is no packet that can be judged.
+    pub shape: Result<Shape, virtio::OddHeader>,
+}
+
 /// One attachment of the appliance to the world. Any thread may call any
 /// method; frames sent from several threads are not torn or mixed.
 pub trait Link: Send + Sync + fmt::Debug {
-    /// Reads one packet into `buffer` and gives its length.
+    /// Reads one frame into `buffer`, which has room for [`FRAME`] bytes.
     ///
     /// # Errors
     /// `WouldBlock` when there is none now; anything else means that the link
     /// is broken or gone.
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received>;
 
-    /// Writes one packet, whole or not at all.
+    /// Writes one frame of a shape that [`Link::offloads`] takes, whole or not at
+    /// all.
     ///
     /// # Errors
-    /// Whatever the device said; the packet is lost then.
-    fn send(&self, packet: &[u8]) -> io::Result<()>;
+    /// `InvalidInput` if the device refuses the shape, for now or from now on: the
+    /// frame can be sent as the packets of the wire that it stands for
+    /// ([`crate::packet::segment`]). Otherwise whatever the device said; the frame
+    /// is lost then.
+    fn send(&self, frame: &[u8], shape: Shape) -> io::Result<()>;
+
+    /// What may be sent beside whole packets. A link may give an offload up.
+    fn offloads(&self) -> Offloads {
+        Offloads::NONE
+    }
 
     /// How to wait for [`recv`](Self::recv).
     fn readiness(&self) -> Readiness<'_>;
@@ -45,4 +74,14 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// Hands over the waker of the worker that reads this link. Links with a
     /// descriptor need none.
     fn wake_with(&self, _waker: Arc<mio::Waker>) {}
+}
+
+impl Received {
+    /// An ordinary packet.
+    pub fn whole(length: usize) -> Self {
+        Self {
+            length,
+            shape: Ok(Shape::Whole),
+        }
+    }
 }

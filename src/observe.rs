@@ -6,6 +6,6 @@ mod counters;
 mod proof;
 mod status;
 
-pub use counters::{Counters, Tally, Traffic};
+pub use counters::{Counters, Tally, Traffic, Wire};
 pub use proof::{Check, Proof};
 pub use status::{FlowStatus, InterfaceStatus, PolicyStatus, Status};

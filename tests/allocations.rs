@@ -17,7 +17,7 @@ use std::time::Duration;
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent, Verdict};
 use sgwall::engine::{Engine, Options};
-use sgwall::link::{Link, MemoryLink, Readiness};
+use sgwall::link::{Link, MemoryLink, Readiness, Received};
 use sgwall::model::{InterfaceIx, Model};
 use sgwall::packet::Shape;
 use sgwall::policy::{DropReason, Policy};
@@ -346,7 +346,7 @@ impl Endless {
 }
 
 impl Link for Endless {
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
         let mut progress = self.progress.lock().expect("nobody panicked");
         if progress.sent == Self::WARM_UP {
             progress.before = counts();
@@ -363,10 +363,10 @@ impl Link for Endless {
         }
         progress.sent += 1;
         buffer[..self.packet.len()].copy_from_slice(&self.packet);
-        Ok(self.packet.len())
+        Ok(Received::whole(self.packet.len()))
     }
 
-    fn send(&self, _: &[u8]) -> io::Result<()> {
+    fn send(&self, _: &[u8], _: Shape) -> io::Result<()> {
         Ok(())
     }
 
@@ -384,11 +384,11 @@ impl Link for Endless {
 struct Sink;
 
 impl Link for Sink {
-    fn recv(&self, _: &mut [u8]) -> io::Result<usize> {
+    fn recv(&self, _: &mut [u8]) -> io::Result<Received> {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn send(&self, _: &[u8]) -> io::Result<()> {
+    fn send(&self, _: &[u8], _: Shape) -> io::Result<()> {
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use crate::datapath::{EPHEMERAL, Explanation, Question, explain};
 use crate::engine::Options;
 use crate::lab::probe::{self, Conversation, Seen};
 use crate::lab::{self, Session};
+use crate::link::Offload;
 use crate::model::{EntityIx, Model, Peer, Traffic, protocol};
 use crate::packet::{TcpFlags, Transport};
 use crate::policy::Policy;
@@ -88,7 +89,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let paint = Paint::stdout();
 
     say(&introduction(paint));
-    let standing = Standing::up(session, &model, Options::default())?;
+    let standing = Standing::up(session, &model, Options::default(), Offload::Granted)?;
     let unproven = standing.appliance.unproven();
     if !unproven.is_empty() {
         let list: Vec<String> = unproven

@@ -18,6 +18,7 @@ use super::{CliError, Format, Outcome, check, signals};
 use crate::config::{self, Loaded};
 use crate::engine::{Options, ReplaceError, default_workers};
 use crate::lab::{self, CommandEvent, Privilege, RunCommands, Session, Stream};
+use crate::link::Offload;
 use crate::model::Model;
 
 mod watch;
@@ -53,6 +54,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_flows: usize,
+    /// Do without segmentation and checksum offload: every packet crosses by
+    /// itself, as long as its interface's MTU at most.
+    #[arg(long)]
+    no_offload: bool,
     /// Go on even if an interface can't be proven to enforce.
     #[arg(long)]
     allow_unproven: bool,
@@ -116,7 +121,12 @@ fn hold(
         workers: args.workers,
         max_flows: args.max_flows,
     };
-    let standing = Standing::up(session, model, options)?;
+    let offload = if args.no_offload {
+        Offload::Off
+    } else {
+        Offload::Granted
+    };
+    let standing = Standing::up(session, model, options, offload)?;
 
     let unproven = standing.appliance.unproven();
     teller.up(&standing, model, &unproven);

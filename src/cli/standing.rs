@@ -8,7 +8,7 @@ use super::CliError;
 use crate::engine::{Appliance, Options};
 use crate::lab::control::{Request, Response, Server, Serving};
 use crate::lab::{Gate, Lab, Session};
-use crate::link::Link;
+use crate::link::{Link, Offload};
 use crate::model::Model;
 
 /// Namespaces, devices and the appliance between them. Dropping it takes all
@@ -28,9 +28,14 @@ pub(super) struct Standing {
 impl Standing {
     /// Brings `model` up under the name of `session` and proves it.
     /// [`lab::prepare`](crate::lab::prepare) has been called by now.
-    pub(super) fn up(session: Session, model: &Model, options: Options) -> Result<Self, CliError> {
+    pub(super) fn up(
+        session: Session,
+        model: &Model,
+        options: Options,
+        offload: Offload,
+    ) -> Result<Self, CliError> {
         let began = Instant::now();
-        let lab = Lab::up(session, model)?;
+        let lab = Lab::up_with(session, model, offload)?;
         let made_in = began.elapsed();
 
         let began = Instant::now();

@@ -10,16 +10,15 @@ use arc_swap::Cache;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use super::delivery::Delivery;
 use super::{EngineError, Shared};
-use crate::datapath::{Answer, Fate, Silent, Verdict};
-use crate::link::Readiness;
+use crate::datapath::Silent;
+use crate::link::{FRAME, Readiness};
 use crate::model::InterfaceIx;
-use crate::packet::{self, Shape};
-use crate::policy::{DropReason, Policy};
+use crate::packet::Shape;
+use crate::policy::Policy;
 
-/// Largest frame: an IP packet has a 16-bit length.
-const FRAME: usize = 1 << 16;
-/// Packets read from one link before the others get their turn.
+/// Frames read from one link before the others get their turn.
 const BUDGET: usize = 64;
 /// Events taken from one poll.
 const EVENTS: usize = 256;
@@ -88,8 +87,7 @@ impl Worker {
         let mut policy = Cache::new(Arc::clone(&shared.policy));
         let mut events = Events::with_capacity(EVENTS);
         let mut frame = vec![0; FRAME];
-        // For the fragments of what is too big for a path, one at a time.
-        let mut piece = vec![0; FRAME];
+        let mut delivery = Delivery::new(&shared, self.number);
         while !shared.stop.load(Ordering::Acquire) {
             self.wait(&mut events);
             // What may have packets now is drained once, a budget each; what
@@ -103,7 +101,7 @@ impl Worker {
                 // told to `Engine::swap`, which waits for it.
                 let policy = policy.load();
                 shared.seen[self.number].store(policy.generation(), Ordering::Release);
-                if self.drain(link, policy, &mut frame, &mut piece) == Left::More {
+                if self.drain(link, policy, &mut frame, &mut delivery) == Left::More {
                     self.mark_hot(link);
                 }
             }
@@ -142,83 +140,36 @@ impl Worker {
     }
 
     /// Reads up to a budget of packets from one link and sends each on.
-    fn drain(&self, link: usize, policy: &Policy, frame: &mut [u8], piece: &mut [u8]) -> Left {
+    fn drain(
+        &self,
+        link: usize,
+        policy: &Policy,
+        frame: &mut [u8],
+        delivery: &mut Delivery<'_>,
+    ) -> Left {
         let shared = &*self.shared;
         let from = InterfaceIx::new(link);
         let now = shared.now();
         for _ in 0..BUDGET {
-            let length = match shared.links[link].recv(frame) {
-                Ok(length) => length,
+            let received = match shared.links[link].recv(frame) {
+                Ok(received) => received,
                 Err(error) => return self.cannot_read(link, &error),
             };
-            let verdict = shared.datapath.judge(
-                policy,
-                from,
-                &mut frame[..length],
-                Shape::Whole,
-                now,
-                &mut Silent,
-            );
-            self.carry_out(from, frame, piece, &verdict);
+            let frame = &mut frame[..received.length];
+            let Ok(shape) = received.shape else {
+                delivery.malformed(from);
+                continue;
+            };
+            let datapath = &shared.datapath;
+            let verdict = datapath.judge(policy, from, frame, shape, now, &mut Silent);
+            delivery.carry_out(from, frame, shape, &verdict);
             if verdict.released {
-                while let Some((fragment, verdict)) = shared.datapath.next_released(from) {
-                    self.carry_out(from, &fragment, piece, &verdict);
+                while let Some((fragment, verdict)) = datapath.next_released(from) {
+                    delivery.carry_out(from, &fragment, Shape::Whole, &verdict);
                 }
             }
         }
         Left::More
-    }
-
-    /// Does with the packet in `frame` what was decided.
-    #[inline]
-    fn carry_out(&self, from: InterfaceIx, frame: &[u8], piece: &mut [u8], verdict: &Verdict) {
-        let tally = self.shared.counters.tally(self.number);
-        match verdict.fate {
-            Fate::Drop { reason, at } => tally.dropped(reason, at, 1),
-            Fate::Hold { .. } => {}
-            Fate::Forward {
-                to,
-                length,
-                split: None,
-            } => self.send(Some(from), to, &frame[..length]),
-            Fate::Forward {
-                to,
-                length,
-                split: Some(mtu),
-            } => {
-                let send = |fragment: &[u8]| self.send(None, to, fragment);
-                match packet::split(&frame[..length], mtu, piece, send) {
-                    // One packet left the sender, however many arrive.
-                    Ok(()) => tally.sent(from, length),
-                    Err(_) => tally.dropped(DropReason::TooBig, to, 1),
-                }
-            }
-        }
-        match verdict.answer {
-            Some(Answer::Sent { length }) => self.send(None, from, &frame[..length]),
-            Some(Answer::Dropped { reason, at }) => tally.dropped(reason, at, 1),
-            None => {}
-        }
-        if verdict.lost > 0 {
-            tally.dropped(DropReason::OverlappingFragment, from, verdict.lost.into());
-        }
-    }
-
-    /// Writes a packet to a link and counts it; `from` is `None` for what the
-    /// VPC's router sends.
-    #[inline]
-    fn send(&self, from: Option<InterfaceIx>, to: InterfaceIx, packet: &[u8]) {
-        let tally = self.shared.counters.tally(self.number);
-        let sent = self
-            .shared
-            .links
-            .get(to.ix())
-            .is_some_and(|receiver| receiver.send(packet).is_ok());
-        if sent {
-            tally.delivered(from, to, packet.len());
-        } else {
-            tally.dropped(DropReason::LinkFailed, to, 1);
-        }
     }
 
     fn cannot_read(&self, link: usize, error: &io::Error) -> Left {

@@ -9,7 +9,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::netlink::Batch;
 use super::{LabError, Namespace};
-use crate::link::TunLink;
+use crate::link::{Offload, TunLink};
 use crate::model::{Attachment, EntityIx, Interface, InterfaceIx, Model};
 
 /// Packets that a device queues towards the appliance. The kernel's 500 for
@@ -82,7 +82,7 @@ impl Plan {
     }
 
     /// Makes it all. The calling thread is inside the namespace afterwards.
-    pub fn carry_out(&self) -> Result<Attached, LabError> {
+    pub fn carry_out(&self, offload: Offload) -> Result<Attached, LabError> {
         let namespace = Namespace::make_here(&self.entity, self.bound.clone())?;
         let ipv6 = fs::exists("/proc/sys/net/ipv6").unwrap_or(false);
         let failed = |(operation, error)| LabError::entity(&self.entity, operation, error);
@@ -94,7 +94,7 @@ impl Plan {
         batch.up(1);
         let mut links = Vec::with_capacity(self.devices.len());
         for device in &self.devices {
-            let link = TunLink::open(&device.name).map_err(|error| {
+            let link = TunLink::open(&device.name, offload).map_err(|error| {
                 LabError::entity(&self.entity, format!("make device {}", device.name), error)
             })?;
             let index = if_nametoindex(device.name.as_str()).map_err(|errno| {

@@ -1,17 +1,26 @@
 //! TUN devices: the appliance's end of an entity's `eth0`.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::uio;
 use nix::unistd;
 use tun::{AbstractDevice, Configuration, Device, Layer};
 
-use super::{Link, Readiness};
+use super::{Link, Offload, Offloads, Readiness, Received, virtio};
+use crate::packet::Shape;
+
+mod ioctl;
 
 /// Longest name of a network device: `IFNAMSIZ` less its closing zero.
 const MAX_NAME: usize = 15;
+/// How many frames in a row a device may refuse until an offload is given up. One
+/// could be of an oddity that whoever sent it meant to be refused; some kernels
+/// (6.1 to 6.10 had such in their stable series) refuse all.
+const REFUSALS: u8 = 8;
 
 /// A TUN device, open and non-blocking. It is not persistent: when the last
 /// descriptor closes, however the process ended, the device is gone and with
@@ -19,16 +28,23 @@ const MAX_NAME: usize = 15;
 pub struct TunLink {
     name: String,
     fd: OwnedFd,
+    /// Whether each frame has a [`virtio`] header before it.
+    has_header: bool,
+    /// What may be written: [`Offloads`] as bits.
+    offloads: AtomicU8,
+    /// Frames with an offload that were refused since one was taken.
+    refused: AtomicU8,
 }
 
 impl TunLink {
     /// Makes a device called `name` in the network namespace of the calling
-    /// thread. From then on any thread may use it.
+    /// thread, with the most offloads that the kernel grants or none. From then on
+    /// any thread may use it.
     ///
     /// # Errors
     /// A name that no device can have, or the kernel's refusal.
     #[expect(unsafe_code, reason = "takes the descriptor out of the tun crate")]
-    pub fn open(name: &str) -> io::Result<Self> {
+    pub fn open(name: &str, offload: Offload) -> io::Result<Self> {
         // Checked here because the kernel would take `eth%d` as a pattern and
         // the tun crate copies what it is given.
         let valid = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
@@ -46,6 +62,7 @@ impl TunLink {
         // Address, MTU and state are set over netlink, which knows IPv6 too.
         configuration.platform_config(|platform| {
             platform.ensure_root_privileges(false);
+            platform.vnet_hdr(offload == Offload::Granted);
         });
         let device = Device::new(&configuration).map_err(into_io)?;
         let name = device.tun_name().map_err(into_io)?;
@@ -56,29 +73,85 @@ impl TunLink {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
 
-        Ok(Self { name, fd })
+        let offloads = match offload {
+            Offload::Granted => ioctl::most_offloads(&fd)?,
+            Offload::Off => Offloads::NONE,
+        };
+        Ok(Self {
+            name,
+            fd,
+            has_header: offload == Offload::Granted,
+            offloads: AtomicU8::new(offloads.bits()),
+            refused: AtomicU8::new(0),
+        })
     }
 
     /// The device's name inside its namespace.
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// What the device said to a frame that needs an offload.
+    fn note(&self, shape: Shape, written: &nix::Result<usize>) {
+        match written {
+            Ok(_) if self.refused.load(Ordering::Relaxed) > 0 => {
+                self.refused.store(0, Ordering::Relaxed);
+            }
+            Err(nix::Error::EINVAL) => {
+                let refused = self.refused.load(Ordering::Relaxed).saturating_add(1);
+                self.refused.store(refused, Ordering::Relaxed);
+                if refused >= REFUSALS && self.offloads().take(shape) {
+                    let left = self.offloads().without(shape);
+                    self.offloads.store(left.bits(), Ordering::Relaxed);
+                    tracing::warn!(device = %self.name, ?shape, "the kernel refuses what \
+                        it offered to take: packets go to it one by one");
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Link for TunLink {
     #[inline]
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(unistd::read(&self.fd, buffer)?)
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        if !self.has_header {
+            return Ok(Received::whole(unistd::read(&self.fd, buffer)?));
+        }
+        let mut header = [0; virtio::HEADER];
+        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
+        let length = uio::readv(&self.fd, &mut parts)?
+            .checked_sub(virtio::HEADER)
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let frame = buffer.get(..length).unwrap_or_default();
+        let shape = virtio::decode(header, frame);
+        Ok(Received { length, shape })
     }
 
     #[inline]
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
-        let written = unistd::write(&self.fd, packet)?;
-        if written == packet.len() {
+    fn send(&self, frame: &[u8], shape: Shape) -> io::Result<()> {
+        let written = if self.has_header {
+            let header = virtio::encode(shape, frame);
+            let written = uio::writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(frame)]);
+            if shape != Shape::Whole {
+                self.note(shape, &written);
+            }
+            written?.saturating_sub(virtio::HEADER)
+        } else if shape == Shape::Whole {
+            unistd::write(&self.fd, frame)?
+        } else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if written == frame.len() {
             Ok(())
         } else {
             Err(io::ErrorKind::WriteZero.into())
         }
+    }
+
+    #[inline]
+    fn offloads(&self) -> Offloads {
+        Offloads::from_bits(self.offloads.load(Ordering::Relaxed))
     }
 
     fn readiness(&self) -> Readiness<'_> {
@@ -91,6 +164,7 @@ impl fmt::Debug for TunLink {
         f.debug_struct("TunLink")
             .field("name", &self.name)
             .field("fd", &self.fd)
+            .field("offloads", &self.offloads())
             .finish()
     }
 }
@@ -116,7 +190,7 @@ mod tests {
             "sixteen-letters!",
             "abcdefghijklmnop",
         ] {
-            let error = TunLink::open(name).unwrap_err();
+            let error = TunLink::open(name, Offload::Granted).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}");
         }
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 use crate::model::InterfaceIx;
+use crate::packet::Shape;
 use crate::policy::DropReason;
 
 /// The counters of every interface, a set for each worker.
@@ -21,6 +22,16 @@ pub struct Counters {
 #[derive(Debug, Clone, Copy)]
 pub struct Tally<'a> {
     slots: &'a [Slots],
+}
+
+/// What a frame is on the wire: the segments of a super-packet count each, with
+/// the headers that each would have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wire {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes, headers and all.
+    pub bytes: u64,
 }
 
 /// What one interface has seen.
@@ -136,25 +147,36 @@ impl Traffic {
     }
 }
 
+impl Wire {
+    /// What a frame of `length` bytes and that shape is.
+    #[inline]
+    pub fn of(shape: Shape, length: usize) -> Self {
+        Self {
+            packets: shape.packets(length) as u64,
+            bytes: shape.bytes(length) as u64,
+        }
+    }
+}
+
 impl Tally<'_> {
-    /// A packet of `bytes` went from one interface to another; `None` for what
+    /// Packets of the wire went from one interface to another; `None` for what
     /// the VPC's router sends or has split.
-    pub fn delivered(&self, from: Option<InterfaceIx>, to: InterfaceIx, bytes: usize) {
+    pub fn delivered(&self, from: Option<InterfaceIx>, to: InterfaceIx, wire: Wire) {
         if let Some(from) = from {
-            self.sent(from, bytes);
+            self.sent(from, wire);
         }
         if let Some(slots) = self.slots.get(to.ix()) {
-            bump(&slots.packets_in, 1);
-            bump(&slots.bytes_in, bytes as u64);
+            bump(&slots.packets_in, wire.packets);
+            bump(&slots.bytes_in, wire.bytes);
         }
     }
 
-    /// A packet of `bytes` left an interface and was delivered, whole or in
+    /// Packets of the wire left an interface and were delivered, whole or in
     /// fragments.
-    pub fn sent(&self, from: InterfaceIx, bytes: usize) {
+    pub fn sent(&self, from: InterfaceIx, wire: Wire) {
         if let Some(slots) = self.slots.get(from.ix()) {
-            bump(&slots.packets_out, 1);
-            bump(&slots.bytes_out, bytes as u64);
+            bump(&slots.packets_out, wire.packets);
+            bump(&slots.bytes_out, wire.bytes);
         }
     }
 
@@ -180,8 +202,12 @@ mod tests {
     fn workers_add_up_and_drops_keep_their_reason() {
         let counters = Counters::new(2, 2);
         let (a, b) = (InterfaceIx::new(0), InterfaceIx::new(1));
-        counters.tally(0).delivered(Some(a), b, 100);
-        counters.tally(1).delivered(Some(a), b, 50);
+        counters
+            .tally(0)
+            .delivered(Some(a), b, Wire::of(Shape::Whole, 100));
+        counters
+            .tally(1)
+            .delivered(Some(a), b, Wire::of(Shape::Whole, 50));
         counters.tally(1).dropped(DropReason::NoIngressRule, b, 1);
         let seen = counters.traffic(b);
         assert_eq!((seen.packets_in, seen.bytes_in), (2, 150));

@@ -77,16 +77,16 @@ impl Summed {
 }
 
 impl Shape {
-    /// The shape of the packet at the start of `frame` when its checksum isn't
-    /// computed yet. `None` unless it is a whole TCP or UDP packet whose lengths
-    /// agree to the byte.
+    /// The shape of the packet `frame` when its checksum isn't computed yet. `None`
+    /// unless it is a TCP or UDP packet, no fragment, whose lengths agree with the
+    /// frame's to the byte.
     pub fn partial(frame: &[u8]) -> Option<Self> {
         let (unsummed, _) = unsummed(frame, &parse(frame).ok()?)?;
         Some(Self::Partial(unsummed))
     }
 
-    /// The shape of the super-packet at the start of `frame`, with `size` bytes
-    /// of payload in each segment; that of an ordinary packet whose checksum isn't
+    /// The shape of the super-packet `frame` with `size` bytes of payload in each
+    /// segment; that of an ordinary packet whose checksum isn't
     /// computed yet if there is only one. `None` if [`Shape::partial`] gives none,
     /// and for a TCP packet that opens or resets a connection, of which there
     /// can't be several in a row.
@@ -166,7 +166,7 @@ impl Segments {
 fn unsummed(frame: &[u8], packet: &Packet) -> Option<(Unsummed, usize)> {
     let at = packet.transport_offset;
     let payload = frame.get(at..packet.length)?;
-    if packet.fragment.is_some() {
+    if packet.fragment.is_some() || packet.length != frame.len() {
         return None;
     }
     let (summed, header) = match packet.protocol {

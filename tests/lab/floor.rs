@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sgwall::lab::{Lab, LabError, Privilege, Session, prepare};
 use sgwall::link::Link;
 use sgwall::model::{EntityIx, EntityKind, Model};
+use sgwall::packet::Shape;
 
 use super::common::{
     add_entity, add_interface, empty_model, many_entities, three_entities, udp4, unique_name,
@@ -142,7 +143,7 @@ pub fn a_packet_on_the_link_reaches_a_socket() {
         (ip("10.0.16.20"), port),
         b"from web",
     );
-    lab.links()[1].send(&packet).unwrap();
+    lab.links()[1].send(&packet, Shape::Whole).unwrap();
     let mut buffer = [0; 64];
     let (count, from) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!(&buffer[..count], b"from web");

@@ -88,7 +88,7 @@ pub fn socket_in(lab: &Lab, model: &Model, entity: &str) -> UdpSocket {
 pub fn receive_now(link: &TunLink) -> Option<Vec<u8>> {
     let mut buffer = [0; 65536];
     match link.recv(&mut buffer) {
-        Ok(count) => Some(buffer[..count].to_vec()),
+        Ok(received) => Some(buffer[..received.length].to_vec()),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) => panic!("{error}"),
     }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use sgwall::config;
 use sgwall::engine::{Appliance, Options};
 use sgwall::lab::{self, Session};
-use sgwall::link::{Link, Readiness, TunLink};
+use sgwall::link::{Link, Offload, Offloads, Readiness, Received, TunLink};
 use sgwall::model::Model;
 use sgwall::observe::{Check, Proof};
+use sgwall::packet::Shape;
 
 use crate::net::checksum;
 use crate::privilege::namespaces;
@@ -45,32 +46,37 @@ struct Saboteur {
 }
 
 impl Link for Saboteur {
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
-            let length = self.link.recv(buffer)?;
+            let received = self.link.recv(buffer)?;
+            let length = received.length;
             let port = udp_port(&buffer[..length]);
             match (self.sabotage, port) {
                 (Sabotage::LosesOut, Some(ALLOWED)) | (Sabotage::HidesOut, Some(FORBIDDEN)) => {}
                 (Sabotage::LeaksOut, Some(FORBIDDEN)) => {
                     set_udp_port(&mut buffer[..length], ALLOWED);
-                    return Ok(length);
+                    return Ok(received);
                 }
-                _ => return Ok(length),
+                _ => return Ok(received),
             }
         }
     }
 
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
+    fn send(&self, packet: &[u8], shape: Shape) -> io::Result<()> {
         match self.sabotage {
             Sabotage::LosesIn => return Ok(()),
             Sabotage::LeaksIn if udp_port(packet) == Some(ALLOWED) => {
                 let mut forged = packet.to_vec();
                 set_udp_port(&mut forged, FORBIDDEN);
-                self.link.send(&forged)?;
+                self.link.send(&forged, shape)?;
             }
             _ => {}
         }
-        self.link.send(packet)
+        self.link.send(packet, shape)
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.link.offloads()
     }
 
     fn readiness(&self) -> Readiness<'_> {
@@ -99,7 +105,9 @@ fn every_way_of_not_enforcing_is_found_out_and_named() {
     let model = config::load_str("lab.yaml", &text).unwrap().model;
     let name = unique_name();
     lab::prepare().unwrap();
-    let lab = lab::Lab::up(Session::start(&name).unwrap(), &model).unwrap();
+    // Ports are changed in packets that have their checksums.
+    let session = Session::start(&name).unwrap();
+    let lab = lab::Lab::up_with(session, &model, Offload::Off).unwrap();
     let links = lab
         .links()
         .into_iter()

@@ -1,0 +1,112 @@
+//! What a link does so that nobody else has to.
+
+use crate::packet::{Shape, Summed};
+
+/// Whether a link is to have offloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Offload {
+    /// All that the kernel grants.
+    #[default]
+    Granted,
+    /// None: every packet crosses by itself, with its checksums.
+    Off,
+}
+
+/// The shapes that a link takes beside whole packets. What splits super-packets
+/// computes their checksums too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads(u8);
+
+impl Offloads {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// Checksums.
+    pub const CHECKSUM: Self = Self(1);
+    /// Super-packets of TCP, and checksums.
+    pub const TCP: Self = Self(1 | 2);
+    /// Super-packets of UDP, and checksums.
+    pub const UDP: Self = Self(1 | 4);
+    /// All of them.
+    pub const ALL: Self = Self(1 | 2 | 4);
+
+    /// These and those.
+    #[must_use]
+    pub const fn and(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// What is left without the one that frames of `shape` need.
+    #[must_use]
+    pub fn without(self, shape: Shape) -> Self {
+        match shape {
+            Shape::Whole => self,
+            // All of them leave checksums to be computed.
+            Shape::Partial(_) => Self::NONE,
+            Shape::Segments(segments) => match segments.unsummed.protocol {
+                Summed::Tcp => Self(self.0 & !2),
+                Summed::Udp => Self(self.0 & !4),
+            },
+        }
+    }
+
+    /// Whether frames of `shape` are taken.
+    #[inline]
+    pub fn take(self, shape: Shape) -> bool {
+        let needed = match shape {
+            Shape::Whole => Self::NONE,
+            Shape::Partial(_) => Self::CHECKSUM,
+            Shape::Segments(segments) => match segments.unsummed.protocol {
+                Summed::Tcp => Self::TCP,
+                Summed::Udp => Self::UDP,
+            },
+        };
+        self.0 & needed.0 == needed.0
+    }
+
+    /// As bits, to be kept in an atomic.
+    pub(super) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// What was [`bits`](Self::bits).
+    pub(super) const fn from_bits(bits: u8) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{Segments, Unsummed};
+
+    #[test]
+    fn what_is_given_up_is_not_taken_and_the_rest_is() {
+        let of = |protocol| Unsummed {
+            transport: 20,
+            protocol,
+        };
+        let segments = |protocol| {
+            Shape::Segments(Segments {
+                unsummed: of(protocol),
+                headers: 40,
+                size: 1,
+                ecn: false,
+            })
+        };
+        let shapes = [
+            Shape::Whole,
+            Shape::Partial(of(Summed::Tcp)),
+            segments(Summed::Tcp),
+            segments(Summed::Udp),
+        ];
+        let taken = |offloads: Offloads| shapes.map(|shape| offloads.take(shape));
+        assert_eq!(taken(Offloads::NONE), [true, false, false, false]);
+        assert_eq!(taken(Offloads::CHECKSUM), [true, true, false, false]);
+        assert_eq!(taken(Offloads::ALL), [true; 4]);
+        let all = |shape| taken(Offloads::ALL.without(shape));
+        assert_eq!(all(shapes[0]), [true; 4]);
+        assert_eq!(all(shapes[1]), [true, false, false, false]);
+        assert_eq!(all(shapes[2]), [true, true, false, true]);
+        assert_eq!(all(shapes[3]), [true, true, true, false]);
+    }
+}

@@ -1,0 +1,130 @@
+//! The header before each frame of a link with offloads: `struct virtio_net_hdr`
+//! (virtio 1.2, §5.1.6; Linux's `uapi/linux/virtio_net.h`), ten bytes in the
+//! machine's own order, without the buffer count of mergeable buffers.
+//!
+//! The kernel writes it, but whoever has a raw socket with `PACKET_VNET_HDR` in a
+//! namespace says what: nothing in it is believed unless the frame bears it out.
+
+use crate::packet::{Shape, Summed};
+
+/// Bytes of the header.
+pub const HEADER: usize = 10;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the transport checksum isn't computed yet.
+const NEEDS_CSUM: u8 = 1;
+/// `VIRTIO_NET_HDR_F_DATA_VALID`: it is, and was found to be right.
+const DATA_VALID: u8 = 2;
+
+/// `VIRTIO_NET_HDR_GSO_*`: what kind of segments there are.
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+/// Beside a kind of TCP: with congestion notification.
+const GSO_ECN: u8 = 0x80;
+/// Linux's `GSO_BY_FRAGS`: a size that says that there is none.
+const BY_FRAGS: u16 = 0xffff;
+
+/// A header that its frame doesn't bear out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the offload header contradicts the frame")]
+pub struct OddHeader;
+
+/// What `header` says of `frame`, the packet behind it. How long the
+/// headers in the frame are is never taken from it.
+///
+/// # Errors
+/// [`OddHeader`] for segments or a checksum that the frame can't have, or of a kind
+/// that was never agreed on.
+#[inline]
+pub fn decode(header: [u8; HEADER], frame: &[u8]) -> Result<Shape, OddHeader> {
+    let [
+        flags,
+        gso_type,
+        _,
+        _,
+        size @ ..,
+        start_0,
+        start_1,
+        at_0,
+        at_1,
+    ] = header;
+    if flags & !DATA_VALID == 0 && gso_type == GSO_NONE {
+        return Ok(Shape::Whole);
+    }
+    let size = u16::from_ne_bytes(size);
+    let start = u16::from_ne_bytes([start_0, start_1]);
+    let offset = u16::from_ne_bytes([at_0, at_1]);
+    decode_unsummed(flags, gso_type, size, start, offset, frame)
+}
+
+fn decode_unsummed(
+    flags: u8,
+    gso_type: u8,
+    size: u16,
+    start: u16,
+    offset: u16,
+    frame: &[u8],
+) -> Result<Shape, OddHeader> {
+    // Segments without a checksum that is left to be computed for each can't be.
+    if flags & !DATA_VALID != NEEDS_CSUM {
+        return Err(OddHeader);
+    }
+    let shape = if gso_type == GSO_NONE {
+        Shape::partial(frame)
+    } else if size == BY_FRAGS {
+        None
+    } else {
+        Shape::segments(frame, size, gso_type & GSO_ECN != 0)
+    }
+    .ok_or(OddHeader)?;
+    let unsummed = shape.unsummed().ok_or(OddHeader)?;
+    let v6 = is_v6(frame);
+    let kind = matches!(
+        (gso_type, unsummed.protocol, v6),
+        (GSO_NONE, _, _) | (GSO_UDP_L4, Summed::Udp, _)
+    ) || gso_type & !GSO_ECN == tcp_kind(v6) && unsummed.protocol == Summed::Tcp;
+    let agrees =
+        kind && start == unsummed.transport && usize::from(offset) == unsummed.protocol.field();
+    agrees.then_some(shape).ok_or(OddHeader)
+}
+
+/// The header for `frame`, the packet of that shape.
+#[inline]
+pub fn encode(shape: Shape, frame: &[u8]) -> [u8; HEADER] {
+    let Some(unsummed) = shape.unsummed() else {
+        return [0; HEADER];
+    };
+    let (gso_type, headers, size) = match shape {
+        Shape::Segments(segments) => {
+            let kind = match unsummed.protocol {
+                Summed::Tcp => tcp_kind(is_v6(frame)) | if segments.ecn { GSO_ECN } else { 0 },
+                Summed::Udp => GSO_UDP_L4,
+            };
+            (kind, segments.headers, segments.size)
+        }
+        // Linux makes of it as much as it needs.
+        Shape::Whole | Shape::Partial(_) => (GSO_NONE, 0, 0),
+    };
+    // Fields of TCP and UDP are within the first 20 bytes.
+    let offset = u16::try_from(unsummed.protocol.field()).unwrap_or(0);
+    let mut header = [0; HEADER];
+    header[0] = NEEDS_CSUM;
+    header[1] = gso_type;
+    header[2..4].copy_from_slice(&headers.to_ne_bytes());
+    header[4..6].copy_from_slice(&size.to_ne_bytes());
+    header[6..8].copy_from_slice(&unsummed.transport.to_ne_bytes());
+    header[8..10].copy_from_slice(&offset.to_ne_bytes());
+    header
+}
+
+fn tcp_kind(v6: bool) -> u8 {
+    if v6 { GSO_TCPV6 } else { GSO_TCPV4 }
+}
+
+fn is_v6(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|byte| byte >> 4 == 6)
+}
+
+#[cfg(test)]
+mod tests;
