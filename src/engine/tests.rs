@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::load_str;
-use crate::link::MemoryLink;
+use crate::link::{MemoryLink, Offloads, Readiness, Received};
 use crate::model::{InterfaceIx, Model, protocol};
-use crate::packet::{self, Transport};
+use crate::packet::{self, Shape, Transport};
 use crate::policy::DropReason;
 
 const A: usize = 0;
@@ -198,4 +198,181 @@ fn a_full_flow_table_refuses_new_flows_by_name() {
     wait_until("the first goes on", || {
         std::iter::from_fn(|| links[B].take()).count() > 0
     });
+}
+
+/// A super-packet of UDP: `count` datagrams of `size` bytes, the last one byte
+/// short, which may be fragmented unless `df`.
+fn super_packet(count: usize, size: u16, df: bool) -> (Vec<u8>, Shape) {
+    let payload: Vec<u8> = (0..count * usize::from(size) - 1)
+        .map(|i| (i % 251) as u8)
+        .collect();
+    let mut frame = packet::build(
+        IpAddr::from([10, 0, 0, 10]),
+        IpAddr::from([10, 0, 0, 11]),
+        protocol::UDP,
+        Transport::Udp {
+            source: 4000,
+            destination: 53,
+        },
+        &payload,
+    )
+    .unwrap();
+    let shape = Shape::segments(&frame, size, false).unwrap();
+    // As a kernel leaves it: the sum of the pseudo header.
+    let sum: u32 = frame[12..20]
+        .chunks(2)
+        .chain([&[0, protocol::UDP][..], &frame[24..26]])
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    frame[26..28].copy_from_slice(&folded.to_be_bytes());
+    frame[6] = if df { 0x40 } else { 0 };
+    frame[10..12].copy_from_slice(&[0, 0]);
+    let header = etherparse::Ipv4HeaderSlice::from_slice(&frame).unwrap();
+    let sum = header.to_header().calc_header_checksum();
+    frame[10..12].copy_from_slice(&sum.to_be_bytes());
+    (frame, shape)
+}
+
+/// Two links, of which the second takes what `offloads` says, and `b`'s MTU.
+fn start_with(offloads: Offloads, mtu: u16) -> Bench {
+    let links = vec![
+        Arc::new(MemoryLink::new(64)),
+        Arc::new(MemoryLink::with_offloads(4096, offloads)),
+    ];
+    let mut model = model(53);
+    model.interfaces[B].mtu = mtu;
+    let engine = Engine::start(
+        links
+            .iter()
+            .map(|link| Arc::clone(link) as Arc<dyn Link>)
+            .collect(),
+        Policy::compile(&model, None),
+        Options {
+            workers: 1,
+            max_flows: 1000,
+        },
+    )
+    .unwrap();
+    Bench { links, engine }
+}
+
+#[test]
+fn a_super_packet_passes_unsplit_and_counts_as_what_is_on_the_wire() {
+    let bench = start_with(Offloads::ALL, 9001);
+    let (frame, shape) = super_packet(40, 1000, true);
+    bench.links[A].inject_shaped(frame.clone(), shape).unwrap();
+    let mut arrived = None;
+    wait_until("it arrives", || {
+        arrived = bench.links[B].take_shaped();
+        arrived.is_some()
+    });
+    assert_eq!(arrived, Some((frame, shape)));
+    let on_the_wire = (40, 40 * 1028 - 1);
+    wait_until("it is counted", || {
+        let a = bench.engine.counters().traffic(InterfaceIx::new(A));
+        (a.packets_out, a.bytes_out) == on_the_wire
+    });
+    let b = bench.engine.counters().traffic(InterfaceIx::new(B));
+    assert_eq!((b.packets_in, b.bytes_in), on_the_wire);
+}
+
+#[test]
+fn a_link_that_takes_no_super_packets_gets_what_they_stand_for() {
+    for offloads in [Offloads::NONE, Offloads::CHECKSUM, Offloads::TCP] {
+        let bench = start_with(offloads, 9001);
+        let (frame, shape) = super_packet(40, 1000, true);
+        let mut expected = Vec::new();
+        packet::segment(&frame, shape, &mut [0; 2000], |segment| {
+            expected.push(segment.to_vec());
+        })
+        .unwrap();
+        bench.links[A].inject_shaped(frame, shape).unwrap();
+        let mut arrived = Vec::new();
+        wait_until("all arrive", || {
+            arrived.extend(std::iter::from_fn(|| bench.links[B].take()));
+            arrived.len() >= 40
+        });
+        assert_eq!(arrived, expected);
+        wait_until("they are counted", || {
+            let a = bench.engine.counters().traffic(InterfaceIx::new(A));
+            (a.packets_out, a.bytes_out) == (40, 40 * 1028 - 1)
+        });
+    }
+}
+
+#[test]
+fn segments_that_are_too_big_are_answered_once_or_fragmented_each() {
+    // Each would fit but for one byte.
+    let bench = start_with(Offloads::ALL, 1500);
+    let (frame, shape) = super_packet(40, 1473, true);
+    bench.links[A].inject_shaped(frame, shape).unwrap();
+    wait_until("all are dropped", || {
+        drops(&bench.engine, B, DropReason::TooBig) == 40
+    });
+    // The sender's group doesn't let the one answer in.
+    wait_until("the answer is dropped", || {
+        drops(&bench.engine, A, DropReason::NoIngressRule) == 1
+    });
+
+    let (frame, shape) = super_packet(40, 1472, true);
+    bench.links[A].inject_shaped(frame.clone(), shape).unwrap();
+    let mut arrived = None;
+    wait_until("what fits arrives unsplit", || {
+        arrived = bench.links[B].take_shaped();
+        arrived.is_some()
+    });
+    assert_eq!(arrived, Some((frame, shape)));
+
+    let (frame, shape) = super_packet(40, 1473, false);
+    bench.links[A].inject_shaped(frame, shape).unwrap();
+    let mut arrived = Vec::new();
+    wait_until("two fragments of each arrive", || {
+        arrived.extend(std::iter::from_fn(|| bench.links[B].take_shaped()));
+        arrived.len() >= 79
+    });
+    // The last was a byte shorter.
+    assert_eq!(arrived.len(), 79);
+    assert!(arrived.iter().all(|(fragment, shape)| {
+        fragment.len() <= 1500 && *shape == Shape::Whole && packet::parse(fragment).is_ok()
+    }));
+}
+
+/// A link that refuses what it offers to take, as some kernels do.
+#[derive(Debug)]
+struct Promises(MemoryLink);
+
+impl Link for Promises {
+    fn recv(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
+        self.0.recv(buffer)
+    }
+
+    fn send(&self, frame: &[u8], shape: Shape) -> std::io::Result<()> {
+        self.0.send(frame, shape)
+    }
+
+    fn offloads(&self) -> Offloads {
+        Offloads::ALL
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        self.0.readiness()
+    }
+}
+
+#[test]
+fn a_super_packet_that_a_device_refuses_is_not_lost() {
+    let sender = Arc::new(MemoryLink::new(64));
+    let receiver = Arc::new(Promises(MemoryLink::new(64)));
+    let links: Vec<Arc<dyn Link>> = vec![Arc::clone(&sender) as _, Arc::clone(&receiver) as _];
+    let policy = Policy::compile(&model(53), None);
+    let engine = Engine::start(links, policy, Options::default()).unwrap();
+    let (frame, shape) = super_packet(40, 1000, true);
+    sender.inject_shaped(frame, shape).unwrap();
+    let mut arrived = 0;
+    wait_until("all arrive", || {
+        arrived += std::iter::from_fn(|| receiver.0.take()).count();
+        arrived == 40
+    });
+    assert_eq!(drops(&engine, B, DropReason::LinkFailed), 0);
 }

@@ -197,6 +197,7 @@ fn bump(counter: &AtomicU64, by: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::{self, Transport};
 
     #[test]
     fn workers_add_up_and_drops_keep_their_reason() {
@@ -216,6 +217,24 @@ mod tests {
             [(DropReason::NoIngressRule, 1)]
         );
         assert_eq!(counters.traffic(a).packets_out, 2);
+    }
+
+    #[test]
+    fn segments_count_each_with_their_headers() {
+        let frame = packet::build(
+            [10, 0, 0, 1].into(),
+            [10, 0, 0, 2].into(),
+            17,
+            Transport::Udp {
+                source: 1,
+                destination: 2,
+            },
+            &[0; 2500],
+        )
+        .unwrap();
+        let shape = Shape::segments(&frame, 1000, false).unwrap();
+        let (packets, bytes) = (3, 2500 + 3 * 28);
+        assert_eq!(Wire::of(shape, frame.len()), Wire { packets, bytes });
     }
 
     #[test]
