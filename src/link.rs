@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use crate::packet::Shape;
 
+mod coalesce;
 mod memory;
 mod offloads;
 mod tun;
 pub mod virtio;
 
+pub use self::coalesce::{Coalescer, Ends};
 pub use self::memory::MemoryLink;
 pub use self::offloads::{Offload, Offloads};
 pub use self::tun::TunLink;

@@ -4,6 +4,7 @@
 mod build;
 mod checksum;
 mod embedded;
+mod join;
 mod key;
 mod nat;
 mod parse;
@@ -18,6 +19,7 @@ use crate::model::{Direction, InterfaceIx, protocol};
 
 pub use build::{build, icmp_protocol};
 pub use embedded::embedded;
+pub use join::{Head, Run};
 pub use key::FlowKey;
 pub use nat::{rewrite_destination, rewrite_source};
 pub use parse::{ParseError, parse};

@@ -1,11 +1,11 @@
-//! What becomes of judged frames: they are written to their receivers, in shapes
-//! that these take, and counted.
+//! What becomes of judged frames: runs of one flow are joined, then they are written
+//! to their receivers, in shapes that these take, and counted.
 
 use std::io::ErrorKind;
 
 use super::Shared;
 use crate::datapath::{Answer, Fate, Verdict};
-use crate::link::{FRAME, Link};
+use crate::link::{Coalescer, Ends, FRAME, Link, Offloads};
 use crate::model::InterfaceIx;
 use crate::observe::{Tally, Wire};
 use crate::packet::{self, Shape};
@@ -13,6 +13,12 @@ use crate::policy::DropReason;
 
 /// A worker's hand at writing.
 pub(super) struct Delivery<'a> {
+    waiting: Coalescer,
+    output: Output<'a>,
+}
+
+/// What writes and counts.
+struct Output<'a> {
     shared: &'a Shared,
     tally: Tally<'a>,
     /// For the segments of a super-packet, one at a time.
@@ -25,14 +31,18 @@ impl<'a> Delivery<'a> {
     /// That of a worker.
     pub(super) fn new(shared: &'a Shared, worker: usize) -> Self {
         Self {
-            shared,
-            tally: shared.counters.tally(worker),
-            segment: vec![0; FRAME].into(),
-            fragment: vec![0; FRAME].into(),
+            waiting: Coalescer::new(),
+            output: Output {
+                shared,
+                tally: shared.counters.tally(worker),
+                segment: vec![0; FRAME].into(),
+                fragment: vec![0; FRAME].into(),
+            },
         }
     }
 
-    /// Does with a frame what was decided.
+    /// Does with a frame what was decided. What could be joined by others waits for
+    /// [`Delivery::flush`], at the end of a batch.
     #[inline]
     pub(super) fn carry_out(
         &mut self,
@@ -44,44 +54,72 @@ impl<'a> Delivery<'a> {
         match verdict.fate {
             Fate::Drop { reason, at } => {
                 let packets = Wire::of(shape, frame.len()).packets;
-                self.tally.dropped(reason, at, packets);
+                self.output.tally.dropped(reason, at, packets);
             }
             Fate::Hold { .. } => {}
             Fate::Forward {
                 to,
                 length,
                 split: None,
-            } => self.send(Some(from), to, &frame[..length], shape),
+            } => self.add(Some(from), to, &frame[..length], shape),
             Fate::Forward {
                 to,
                 length,
                 split: Some(mtu),
-            } => self.fragment(from, to, &frame[..length], shape, mtu),
+            } => {
+                let output = &mut self.output;
+                self.waiting.flush_to(to, |ends, frame, shape| {
+                    output.send(ends, frame, shape);
+                });
+                output.fragment(from, to, &frame[..length], shape, mtu);
+            }
         }
         match verdict.answer {
             Some(Answer::Sent { length }) => {
-                self.send(None, from, &frame[..length], Shape::Whole);
+                self.add(None, from, &frame[..length], Shape::Whole);
             }
-            Some(Answer::Dropped { reason, at }) => self.tally.dropped(reason, at, 1),
+            Some(Answer::Dropped { reason, at }) => self.output.tally.dropped(reason, at, 1),
             None => {}
         }
         if verdict.lost > 0 {
             let lost = verdict.lost.into();
-            self.tally
+            self.output
+                .tally
                 .dropped(DropReason::OverlappingFragment, from, lost);
         }
     }
 
     /// A frame that was no packet.
     pub(super) fn malformed(&self, from: InterfaceIx) {
-        self.tally.dropped(DropReason::Malformed, from, 1);
+        self.output.tally.dropped(DropReason::Malformed, from, 1);
     }
 
-    /// Writes a frame to a link and counts it; `from` is `None` for what the
-    /// VPC's router sends. What the link doesn't take goes to it as the packets
+    /// Sends what has waited for others to join it.
+    #[inline]
+    pub(super) fn flush(&mut self) {
+        let output = &mut self.output;
+        self.waiting
+            .flush(|ends, frame, shape| output.send(ends, frame, shape));
+    }
+
+    #[inline]
+    fn add(&mut self, from: Option<InterfaceIx>, to: InterfaceIx, frame: &[u8], shape: Shape) {
+        let output = &mut self.output;
+        let receiver = output.shared.links.get(to.ix());
+        let offloads = receiver.map_or(Offloads::NONE, |receiver| receiver.offloads());
+        let ends = Ends { from, to };
+        self.waiting
+            .add(ends, frame, shape, offloads, |ends, frame, shape| {
+                output.send(ends, frame, shape);
+            });
+    }
+}
+
+impl Output<'_> {
+    /// Writes a frame to a link and counts it. What the link doesn't take goes to it as the packets
     /// that the frame stands for.
     #[inline]
-    fn send(&mut self, from: Option<InterfaceIx>, to: InterfaceIx, frame: &[u8], shape: Shape) {
+    fn send(&mut self, Ends { from, to }: Ends, frame: &[u8], shape: Shape) {
         let wire = Wire::of(shape, frame.len());
         let Some(receiver) = self.shared.links.get(to.ix()) else {
             self.tally.dropped(DropReason::LinkFailed, to, wire.packets);

@@ -376,3 +376,35 @@ fn a_super_packet_that_a_device_refuses_is_not_lost() {
     });
     assert_eq!(drops(&engine, B, DropReason::LinkFailed), 0);
 }
+
+#[test]
+fn datagrams_keep_their_order_and_their_count_however_they_are_joined() {
+    let bench = start_with(Offloads::ALL, 9001);
+    let mut numbers = Vec::new();
+    let count = 60;
+    for n in 0..count {
+        let mut datagram = udp(4000, 53, n);
+        // Unlike ours, a host's packets count up.
+        datagram[4..6].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+        datagram[10..12].copy_from_slice(&[0, 0]);
+        let header = etherparse::Ipv4HeaderSlice::from_slice(&datagram).unwrap();
+        let sum = header.to_header().calc_header_checksum();
+        datagram[10..12].copy_from_slice(&sum.to_be_bytes());
+        bench.links[A].inject(datagram).unwrap();
+    }
+    wait_until("all arrive", || {
+        while let Some((frame, shape)) = bench.links[B].take_shaped() {
+            packet::segment(&frame, shape, &mut [0; 100], |datagram| {
+                let number = datagram.last_chunk::<4>().unwrap();
+                numbers.push(u32::from_be_bytes(*number));
+            })
+            .unwrap();
+        }
+        numbers.len() >= 60
+    });
+    assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+    wait_until("they are counted", || {
+        let b = bench.engine.counters().traffic(InterfaceIx::new(B));
+        (b.packets_in, b.bytes_in) == (60, 60 * 32)
+    });
+}

@@ -101,7 +101,9 @@ impl Worker {
                 // told to `Engine::swap`, which waits for it.
                 let policy = policy.load();
                 shared.seen[self.number].store(policy.generation(), Ordering::Release);
-                if self.drain(link, policy, &mut frame, &mut delivery) == Left::More {
+                let left = self.drain(link, policy, &mut frame, &mut delivery);
+                delivery.flush();
+                if left == Left::More {
                     self.mark_hot(link);
                 }
             }

@@ -52,13 +52,19 @@ impl Offloads {
     /// Whether frames of `shape` are taken.
     #[inline]
     pub fn take(self, shape: Shape) -> bool {
-        let needed = match shape {
-            Shape::Whole => Self::NONE,
-            Shape::Partial(_) => Self::CHECKSUM,
-            Shape::Segments(segments) => match segments.unsummed.protocol {
-                Summed::Tcp => Self::TCP,
-                Summed::Udp => Self::UDP,
-            },
+        match shape {
+            Shape::Whole => true,
+            Shape::Partial(_) => self.0 & Self::CHECKSUM.0 != 0,
+            Shape::Segments(segments) => self.join(segments.unsummed.protocol),
+        }
+    }
+
+    /// Whether super-packets of `protocol` are taken.
+    #[inline]
+    pub fn join(self, protocol: Summed) -> bool {
+        let needed = match protocol {
+            Summed::Tcp => Self::TCP,
+            Summed::Udp => Self::UDP,
         };
         self.0 & needed.0 == needed.0
     }
