@@ -11,6 +11,7 @@ use sgwall::config::{self, Options, Quotas};
 
 use self::harness::{Failed, Tally, check};
 use self::read_back::ReadBack;
+use self::super_packets::SuperPackets;
 use self::under_test::UnderTest;
 
 #[path = "oracle/bends.rs"]
@@ -37,6 +38,8 @@ mod render;
 mod rules;
 #[path = "oracle/story.rs"]
 mod story;
+#[path = "oracle/super_packets.rs"]
+mod super_packets;
 #[path = "oracle/talk.rs"]
 mod talk;
 #[path = "oracle/traffic.rs"]
@@ -56,6 +59,20 @@ fn engine_and_oracle_agree_on_every_packet() {
     if let Err(failed) = check(config, traffic::case(), UnderTest::make) {
         panic!("{}", story::tell(&failed));
     }
+}
+
+#[test]
+fn engine_and_oracle_agree_on_super_packets_and_what_they_stand_for() {
+    let config = Config {
+        cases: cases() / 4,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let tally = match check(config, traffic::case(), SuperPackets::make) {
+        Ok(tally) => tally,
+        Err(failed) => panic!("{}", story::tell(&failed)),
+    };
+    assert_often(&tally, &["several delivered", "several dropped"]);
 }
 
 #[test]

@@ -22,6 +22,17 @@ pub trait Engine {
     /// Changes what may change at run time; flows survive.
     fn replace_model(&mut self, model: &Model);
 
+    /// The packets of the wire that it can take `frame` for; the oracle sees them one
+    /// by one.
+    fn on_the_wire(&self, frame: &Frame) -> Vec<Frame> {
+        vec![frame.clone()]
+    }
+
+    /// Judges the packets of `wire`, which come as the one `frame`.
+    fn judge_together(&mut self, frame: &Frame, _wire: &[Frame], now: Duration) -> Verdict {
+        self.judge(frame, now)
+    }
+
     /// Judges one packet. Whatever's time is up by then is gone.
     fn judge(&mut self, frame: &Frame, now: Duration) -> Verdict;
 }
@@ -43,6 +54,9 @@ pub struct Verdict {
     pub lost: usize,
     /// Fragments that waited in vain and died before it.
     pub orphans: Vec<(InterfaceIx, u64)>,
+    /// What becomes of the packets of the wire that came with it. By which rule or
+    /// flow is not said: the first may have opened a flow.
+    pub others: Vec<Judgement>,
     /// What is wrong with the bytes that came out.
     pub wrong: Option<String>,
 }
@@ -62,12 +76,25 @@ impl From<Outcome> for Verdict {
                 .collect(),
             lost: outcome.lost,
             orphans: outcome.orphans,
+            others: Vec::new(),
             wrong: None,
         }
     }
 }
 
 impl Verdict {
+    /// The oracle's of packets that come together: all that the first sets off, and
+    /// what becomes of the others.
+    fn by(oracle: &mut Oracle, wire: &[Frame], now: Duration) -> Self {
+        let mut outcomes = wire.iter().map(|frame| oracle.judge(&frame.packet, now));
+        let first = outcomes.next().expect("a frame is a packet at least");
+        let mut verdict = Self::from(first);
+        verdict.others = outcomes
+            .map(|outcome| by_nobody(outcome.judgement))
+            .collect();
+        verdict
+    }
+
     /// That of an engine whose output is wrong.
     pub fn of_wrong(frame: &Frame, why: String) -> Self {
         Self {
@@ -78,8 +105,43 @@ impl Verdict {
             released: Vec::new(),
             lost: 0,
             orphans: Vec::new(),
+            others: Vec::new(),
             wrong: Some(why),
         }
+    }
+}
+
+/// What `frame` is on the wire. One verdict is for all that comes together, so what
+/// follows the packet that closes its connection comes by itself: it is behind its
+/// sender's own FIN, where no host has anything to send.
+fn on_the_wire(engine: &dyn Engine, oracle: &Oracle, frame: &Frame, now: Duration) -> Vec<Frame> {
+    let wire = engine.on_the_wire(frame);
+    if wire.len() > 1 {
+        let closed = |judgement: &Judgement| {
+            let reason = DropReason::ConnectionClosed;
+            matches!(judgement, Judgement::Dropped { reason: seen, .. } if *seen == reason)
+        };
+        let verdict = Verdict::by(&mut oracle.clone(), &wire, now);
+        if !closed(&verdict.judgement) && verdict.others.iter().any(closed) {
+            return vec![frame.clone()];
+        }
+    }
+    wire
+}
+
+/// The judgement without what let the packet pass.
+pub fn by_nobody(judgement: Judgement) -> Judgement {
+    match judgement {
+        Judgement::Delivered {
+            to, packet, split, ..
+        } => Judgement::Delivered {
+            to,
+            packet,
+            split,
+            egress: None,
+            ingress: None,
+        },
+        other => other,
     }
 }
 
@@ -126,8 +188,9 @@ pub fn run(case: &Case, make: Maker, tally: &mut Tally) -> Result<(), Box<Failur
             _ => {}
         }
         for (frame, place) in world.frames(&model, &step) {
-            let expected = Verdict::from(oracle.judge(&frame.packet, now));
-            let judged = engine.judge(&frame, now);
+            let wire = on_the_wire(&*engine, &oracle, &frame, now);
+            let expected = Verdict::by(&mut oracle, &wire, now);
+            let judged = engine.judge_together(&frame, &wire, now);
             let part = expected != judged;
             events.push(Event::Packet(frame.clone(), now, expected.judgement));
             if part {
@@ -221,6 +284,16 @@ impl World {
         let mut add = |what: String, times: u64| *tally.entry(what).or_default() += times;
         let packet = &frame.packet;
         let known = self.delivered.contains(&place);
+        if !verdict.others.is_empty() {
+            let delivered = matches!(verdict.judgement, Judgement::Delivered { .. });
+            add(
+                format!(
+                    "several {}",
+                    if delivered { "delivered" } else { "dropped" }
+                ),
+                1,
+            );
+        }
         match verdict.judgement {
             Judgement::Dropped { reason, .. } => {
                 add(format!("dropped {reason}"), 1);

@@ -14,7 +14,7 @@ use sgwall::policy::Policy;
 use sgwall::policy::oracle::{Admission, Judgement, Packet};
 
 use crate::decode::{decode, lenient, reassemble, short};
-use crate::harness::{Answered, Engine, Verdict};
+use crate::harness::{Answered, Engine, Verdict, by_nobody};
 use crate::wire::Frame;
 
 /// The engine that the oracle judges.
@@ -44,7 +44,12 @@ struct Pair {
 impl UnderTest {
     /// One for `model`.
     pub fn make(model: &Model, capacity: usize) -> Box<dyn Engine> {
-        Box::new(Self {
+        Box::new(Self::new(model, capacity))
+    }
+
+    /// One for `model`.
+    pub fn new(model: &Model, capacity: usize) -> Self {
+        Self {
             policy: Policy::compile(model, None),
             datapath: Datapath::new(capacity),
             places_matter: capacity < 1 << 16
@@ -54,26 +59,29 @@ impl UnderTest {
                     .any(|entity| entity.max_flows.is_some()),
             held: Vec::new(),
             arrived: HashMap::new(),
-        })
+        }
     }
 
-    fn try_to_judge(&mut self, frame: &Frame, now: Duration) -> Result<Verdict, String> {
+    /// Judges `bytes`, which stand for the packets of `wire`.
+    pub fn try_to_judge(
+        &mut self,
+        wire: &[Frame],
+        mut bytes: Vec<u8>,
+        shape: Shape,
+        now: Duration,
+    ) -> Result<Verdict, String> {
+        let frame = &wire[0];
         let from = frame.packet.from;
         let now = Millis::from(now);
         let mut orphans = Vec::new();
         if self.places_matter {
             orphans = self.datapath.sweep(now).orphans;
         }
-        let mut bytes = frame.bytes.clone();
-        let verdict = self.datapath.judge(
-            &self.policy,
-            from,
-            &mut bytes,
-            Shape::Whole,
-            now,
-            &mut Silent,
-        );
-        let judgement = self.judgement(&frame.bytes, from, &verdict, &bytes)?;
+        let verdict = self
+            .datapath
+            .judge(&self.policy, from, &mut bytes, shape, now, &mut Silent);
+        let mut judgements = self.judgements(wire, &verdict, &bytes, shape)?.into_iter();
+        let judgement = judgements.next().ok_or("nothing is judged")?;
         if let Judgement::Held { .. } = judgement {
             self.held.push(frame.clone());
         }
@@ -95,8 +103,55 @@ impl UnderTest {
             released,
             lost: usize::from(verdict.lost),
             orphans,
+            others: judgements.map(by_nobody).collect(),
             wrong: None,
         })
+    }
+
+    /// The judgement of each packet of the wire.
+    fn judgements(
+        &mut self,
+        wire: &[Frame],
+        verdict: &datapath::Verdict,
+        bytes: &[u8],
+        shape: Shape,
+    ) -> Result<Vec<Judgement>, String> {
+        let mut judgements = Vec::new();
+        let Fate::Forward { to, length, split } = verdict.fate else {
+            for frame in wire {
+                let from = frame.packet.from;
+                judgements.push(self.judgement(&frame.bytes, from, verdict, bytes)?);
+            }
+            return Ok(judgements);
+        };
+        let mut packets = Vec::new();
+        let mut scratch = vec![0; bytes.len()];
+        packet::segment(&bytes[..length], shape, &mut scratch, |packet| {
+            packets.push(packet.to_vec());
+        })
+        .map_err(|error| error.to_string())?;
+        if packets.len() != wire.len() || packets.len() != shape.packets(length) {
+            return Err(format!("{} packets of {}", packets.len(), wire.len()));
+        }
+        for (packet, frame) in packets.iter().zip(wire) {
+            let verdict = datapath::Verdict {
+                fate: Fate::Forward {
+                    to,
+                    length: packet.len(),
+                    split,
+                },
+                ..*verdict
+            };
+            let from = frame.packet.from;
+            judgements.push(self.judgement(&frame.bytes, from, &verdict, packet)?);
+            // Of what is translated, what it carries is the same.
+            let unsummed = shape.unsummed().map(|unsummed| unsummed.transport.into());
+            let payload = unsummed.map_or(packet.len(), |start: usize| start + 20);
+            if packet.get(payload..) != frame.bytes.get(payload..packet.len()) {
+                return Err("the payload is another".into());
+            }
+        }
+        Ok(judgements)
     }
 
     /// The judgement of a packet that `from` sent, of which `bytes` are left.
@@ -188,7 +243,8 @@ impl Engine for UnderTest {
     }
 
     fn judge(&mut self, frame: &Frame, now: Duration) -> Verdict {
-        self.try_to_judge(frame, now)
+        let wire = std::slice::from_ref(frame);
+        self.try_to_judge(wire, frame.bytes.clone(), Shape::Whole, now)
             .unwrap_or_else(|why| Verdict::of_wrong(frame, why))
     }
 }
