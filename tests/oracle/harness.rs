@@ -122,7 +122,8 @@ fn on_the_wire(engine: &dyn Engine, oracle: &Oracle, frame: &Frame, now: Duratio
             matches!(judgement, Judgement::Dropped { reason: seen, .. } if *seen == reason)
         };
         let verdict = Verdict::by(&mut oracle.clone(), &wire, now);
-        if !closed(&verdict.judgement) && verdict.others.iter().any(closed) {
+        let behind = |other: &Judgement| closed(other) && *other != verdict.judgement;
+        if verdict.others.iter().any(behind) {
             return vec![frame.clone()];
         }
     }
