@@ -1,5 +1,4 @@
-//! What the stations of a packet's road cost, and what it costs to compile a
-//! policy.
+//! What the stations of a packet's road cost.
 //!
 //! `cargo bench` prints all of it in a minute or two; `cargo bench -- hit`
 //! only what has `hit` in its name. A packet's headers are written into the
@@ -9,7 +8,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{Bencher, BenchmarkId, Criterion, criterion_group, criterion_main};
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent};
 use sgwall::model::{InterfaceIx, protocol};
@@ -24,7 +23,7 @@ mod cpu_time;
 #[path = "common/world.rs"]
 mod world;
 
-/// Rules in the table that is asked, or compiled.
+/// Rules in the table that is asked.
 const RULES: [usize; 3] = [10, 1_000, 100_000];
 /// Live flows among which a packet's is found.
 const FLOWS: [u16; 2] = [1, 10_000];
@@ -42,7 +41,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1500))
         .sample_size(30);
-    targets = parse, tracked_hit, tracked_hit_among_a_million, miss, compile, recompile
+    targets = parse, tracked_hit, tracked_hit_among_a_million, miss
 }
 criterion_main!(benches);
 
@@ -224,43 +223,6 @@ fn miss(criterion: &mut Criterion<CpuTime>) {
                 spent
             });
         });
-    }
-}
-
-fn compile(criterion: &mut Criterion<CpuTime>) {
-    let mut group = criterion.benchmark_group("compile");
-    group.sample_size(10);
-    for rules in RULES {
-        let model = world::model(rules);
-        group.bench_function(BenchmarkId::from_parameter(rules), |bencher| {
-            bencher.iter_with_large_drop(|| Policy::compile(&model, None));
-        });
-    }
-}
-
-/// A reload after one rule changed: in the table with so many rules, which is
-/// made anew; and in another, so that it is shared with the previous policy.
-fn recompile(criterion: &mut Criterion<CpuTime>) {
-    let mut group = criterion.benchmark_group("recompile");
-    group.sample_size(10);
-    for rules in RULES {
-        let model = world::model(rules);
-        let previous = Policy::compile(&model, None);
-        for (name, changed) in [
-            ("one of the rules", world::with_one_rule_changed(&model)),
-            (
-                "a rule of another group",
-                world::with_a_small_group_changed(&model),
-            ),
-        ] {
-            group.bench_function(BenchmarkId::new(name, rules), |bencher| {
-                bencher.iter_batched(
-                    || (),
-                    |()| Policy::compile(&changed, Some(&previous)),
-                    BatchSize::PerIteration,
-                );
-            });
-        }
     }
 }
 
