@@ -8,11 +8,43 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use sgwall::policy::Policy;
 
+use self::fleet::Fleet;
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "random bits, as many as are needed"
+)]
+#[path = "common/fleet.rs"]
+mod fleet;
 #[path = "common/world.rs"]
 mod world;
 
 /// Rules in the table that is compiled.
 const RULES: [usize; 3] = [10, 1_000, 100_000];
+
+/// A thousand interfaces with five groups each, and sixty rules in each group and
+/// direction: AWS's default quotas, used up. In one VPC they share five groups, in
+/// the other each carries five of a thousand.
+const FLEETS: [(&str, Fleet); 2] = [
+    (
+        "1,000 interfaces, 5 groups",
+        Fleet {
+            interfaces: 1_000,
+            groups: 5,
+            carried: 5,
+            rules: 60,
+        },
+    ),
+    (
+        "1,000 interfaces, 5 of 1,000 groups",
+        Fleet {
+            interfaces: 1_000,
+            groups: 1_000,
+            carried: 5,
+            rules: 60,
+        },
+    ),
+];
 
 criterion_group! {
     name = benches;
@@ -20,9 +52,33 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1500))
         .sample_size(10);
-    targets = compile, recompile
+    targets = memory, compile, recompile, compile_fleet, recompile_fleet
 }
 criterion_main!(benches);
+
+/// Not a time: what the process grows by when the fleet's policy is compiled.
+/// Measured first, while nothing that was freed can be taken again.
+#[expect(clippy::print_stdout, reason = "it is what the bench is for")]
+fn memory(_: &mut Criterion) {
+    for (name, fleet) in FLEETS {
+        let model = fleet::model(fleet);
+        let before = resident();
+        let policy = Policy::compile(&model, None);
+        let grown = resident().saturating_sub(before);
+        println!("memory/{name}: {} KiB", grown / 1024);
+        drop(policy);
+    }
+}
+
+/// Bytes of memory that the process has.
+fn resident() -> u64 {
+    let said = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages = said
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse::<u64>().ok());
+    pages.expect("a number") * 4096
+}
 
 fn compile(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile");
@@ -49,6 +105,40 @@ fn recompile(criterion: &mut Criterion) {
             ),
         ] {
             group.bench_function(BenchmarkId::new(name, rules), |bencher| {
+                bencher.iter_batched(
+                    || (),
+                    |()| Policy::compile(&changed, Some(&previous)),
+                    BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+}
+
+fn compile_fleet(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("compile fleet");
+    for (name, fleet) in FLEETS {
+        let model = fleet::model(fleet);
+        group.bench_function(name, |bencher| {
+            bencher.iter_with_large_drop(|| Policy::compile(&model, None));
+        });
+    }
+}
+
+fn recompile_fleet(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("recompile fleet");
+    for (name, fleet) in FLEETS {
+        let model = fleet::model(fleet);
+        let previous = Policy::compile(&model, None);
+        for (change, changed) in [
+            ("nothing", model.clone()),
+            ("one rule", fleet::with_one_rule_changed(&model)),
+            (
+                "one rule more, all others moved",
+                fleet::with_one_rule_added(&model),
+            ),
+        ] {
+            group.bench_function(BenchmarkId::new(change, name), |bencher| {
                 bencher.iter_batched(
                     || (),
                     |()| Policy::compile(&changed, Some(&previous)),
