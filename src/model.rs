@@ -117,7 +117,10 @@ impl Model {
     pub fn interface_label(&self, interface: InterfaceIx) -> String {
         let this = &self.interfaces[interface.ix()];
         let entity = &self.entities[this.entity.ix()];
-        if self.interfaces_of(this.entity).count() > 1 {
+        // An entity's interfaces stand side by side.
+        let beside = [interface.ix().checked_sub(1), Some(interface.ix() + 1)];
+        let mut beside = beside.into_iter().flatten();
+        if beside.any(|at| (self.interfaces.get(at)).is_some_and(|it| it.entity == this.entity)) {
             format!("{}/{}", entity.name, this.device_name())
         } else {
             entity.name.clone()
