@@ -6,8 +6,6 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use crate::model::{ACL_DENY_REST, AclAction, AclEntry, Direction, NetworkAcl, Place, Traffic};
 
 use super::matcher::{Query, covers};
@@ -67,7 +65,7 @@ impl AclTable {
         let entry = self
             .entries
             .iter()
-            .find(|entry| contains(&entry.cidr, peer) && covers(entry.traffic, query));
+            .find(|entry| entry.cidr.contains(&peer) && covers(entry.traffic, query));
         AclDecision {
             allowed: entry.is_some_and(|entry| entry.action == AclAction::Allow),
             entry,
@@ -97,14 +95,5 @@ impl AclTable {
     /// The number under which AWS stores the `*` entry of a family.
     pub fn rest_number(v4: bool) -> u16 {
         ACL_DENY_REST + u16::from(!v4)
-    }
-}
-
-/// Whether the block holds the address; never across families.
-fn contains(cidr: &IpNet, address: IpAddr) -> bool {
-    match (cidr, address) {
-        (IpNet::V4(cidr), IpAddr::V4(address)) => cidr.contains(&address),
-        (IpNet::V6(cidr), IpAddr::V6(address)) => cidr.contains(&address),
-        _ => false,
     }
 }

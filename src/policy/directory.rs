@@ -17,6 +17,7 @@ use super::{DropReason, Guard, PolicyInterface};
 #[derive(Debug)]
 pub struct Directory {
     vpc: Vec<IpNet>,
+    subnets: Vec<IpNet>,
     /// Apart by family: a number hashes faster than an `IpAddr`, and this is
     /// asked for every packet.
     v4: HashMap<u32, Owner, RandomState>,
@@ -118,6 +119,7 @@ impl Directory {
     ) -> Self {
         let mut this = Self {
             vpc: vpc.to_vec(),
+            subnets: blocks(subnets).collect(),
             v4: HashMap::default(),
             v6: HashMap::default(),
         };
@@ -139,6 +141,32 @@ impl Directory {
             this.insert(address, Owner::Service(service));
         }
         this
+    }
+
+    /// Whether it, made of the slots `old`, is that of these as well.
+    pub(super) fn holds_for(
+        &self,
+        vpc: &[IpNet],
+        subnets: &[Subnet],
+        old: &[Option<PolicyInterface>],
+        new: &[Option<PolicyInterface>],
+    ) -> bool {
+        let place = |interface: &PolicyInterface| match interface.guard {
+            Guard::Groups { .. } => None,
+            Guard::Outside(via) => Some(via),
+        };
+        let same =
+            |(old, new): (&Option<PolicyInterface>, &Option<PolicyInterface>)| match (old, new) {
+                (Some(old), Some(new)) => {
+                    old.addresses == new.addresses && place(old) == place(new)
+                }
+                (None, None) => true,
+                _ => false,
+            };
+        self.vpc == vpc
+            && blocks(subnets).eq(self.subnets.iter().copied())
+            && old.len() == new.len()
+            && old.iter().zip(new).all(same)
     }
 
     fn insert(&mut self, address: IpAddr, owner: Owner) {
@@ -283,6 +311,10 @@ impl Directory {
     pub fn in_vpc(&self, address: IpAddr) -> bool {
         self.vpc.iter().any(|cidr| cidr.contains(&address))
     }
+}
+
+fn blocks(subnets: &[Subnet]) -> impl Iterator<Item = IpNet> {
+    subnets.iter().flat_map(|subnet| &subnet.cidrs).copied()
 }
 
 fn local(owner: Option<Owner>) -> Result<InterfaceIx, DropReason> {

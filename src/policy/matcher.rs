@@ -1,7 +1,8 @@
 //! Protocol and port (or ICMP type and code) to the first rule that covers
 //! them, in time that doesn't depend on how many rules there are.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use crate::model::{IcmpMatch, PortRange, Traffic, protocol};
 
@@ -38,23 +39,25 @@ pub(super) type RuleNumber = u32;
 /// Stands for "no rule", and compares greater than every rule.
 pub(super) const NO_RULE: RuleNumber = RuleNumber::MAX;
 
-/// From `start` to the next segment's start, `rule` is the first that covers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Segment {
-    start: u16,
+/// The rules for one peer: a first rule for every protocol and selector. Most
+/// peers have one rule, which stands here; where there are several, `rule` says
+/// where in the arena they are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matcher {
+    /// A protocol's number, [`EVERY_PROTOCOL`] or [`SEVERAL_RULES`].
+    protocol: u16,
+    /// The selectors that the rule covers.
+    from: u16,
+    to: u16,
     rule: RuleNumber,
 }
 
-/// A run of segments in the arena.
-#[derive(Debug, Clone, Copy, Default)]
-struct Span {
-    start: u32,
-    length: u32,
-}
+const EVERY_PROTOCOL: u16 = 256;
+const SEVERAL_RULES: u16 = 257;
 
-/// The rules for one peer: a first rule for every protocol and selector.
+/// Several rules for one peer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Matcher {
+struct Several {
     /// First rule of protocol -1.
     all: RuleNumber,
     tcp: Span,
@@ -65,29 +68,81 @@ pub(super) struct Matcher {
     other: Span,
 }
 
-/// The segments of every matcher of a table, side by side.
+/// A run of segments in the arena.
+#[derive(Debug, Clone, Copy, Default)]
+struct Span {
+    start: u32,
+    length: u32,
+}
+
+/// From `start` to the next segment's start, `rule` is the first that covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segment {
+    start: u16,
+    rule: RuleNumber,
+}
+
+/// What the matchers of one table share.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
+    several: Vec<Several>,
+    /// Side by side.
     segments: Vec<Segment>,
 }
 
 impl Matcher {
-    /// The first rule that covers `query`, or [`NO_RULE`].
-    pub(super) fn first(&self, arena: &Arena, query: Query) -> RuleNumber {
-        let (span, selector) = match query.protocol {
-            protocol::TCP => (self.tcp, query.selector),
-            protocol::UDP => (self.udp, query.selector),
-            protocol::ICMP => (self.icmp, query.selector),
-            protocol::ICMPV6 => (self.icmpv6, query.selector),
-            number => (self.other, u16::from(number)),
+    /// Covers nothing.
+    pub(super) const NONE: Self = Self {
+        protocol: EVERY_PROTOCOL,
+        from: 0,
+        to: u16::MAX,
+        rule: NO_RULE,
+    };
+
+    fn one(traffic: Traffic, rule: RuleNumber) -> Self {
+        let (protocol, from, to) = match traffic {
+            Traffic::All => (EVERY_PROTOCOL, 0, u16::MAX),
+            Traffic::Tcp(PortRange { from, to }) => (protocol::TCP.into(), from, to),
+            Traffic::Udp(PortRange { from, to }) => (protocol::UDP.into(), from, to),
+            Traffic::Icmp(icmp) => {
+                let (from, to) = selectors(icmp);
+                (protocol::ICMP.into(), from, to)
+            }
+            Traffic::Icmpv6(icmp) => {
+                let (from, to) = selectors(icmp);
+                (protocol::ICMPV6.into(), from, to)
+            }
+            Traffic::Other(number) => (number.into(), 0, u16::MAX),
         };
-        self.all.min(arena.first(span, selector))
+        Self {
+            protocol,
+            from,
+            to,
+            rule,
+        }
+    }
+
+    /// The first rule that covers `query`, or [`NO_RULE`].
+    #[inline]
+    pub(super) fn first(&self, arena: &Arena, query: Query) -> RuleNumber {
+        if self.protocol == SEVERAL_RULES {
+            return arena.first_of_several(self.rule, query);
+        }
+        let covers = (self.protocol == EVERY_PROTOCOL
+            || self.protocol == u16::from(query.protocol))
+            && (self.from..=self.to).contains(&query.selector);
+        if covers { self.rule } else { NO_RULE }
     }
 }
 
 impl Arena {
     /// Compiles the rules for one peer.
     pub(super) fn matcher(&mut self, rules: &[(Traffic, RuleNumber)]) -> Matcher {
+        match rules {
+            [] => return Matcher::NONE,
+            [(traffic, rule)] => return Matcher::one(*traffic, *rule),
+            _ => {}
+        }
         let mut all = NO_RULE;
         let mut ranges: [Vec<Range>; 5] = Default::default();
         for &(traffic, rule) in rules {
@@ -105,14 +160,31 @@ impl Arena {
             ranges[slot].push(Range { from, to, rule });
         }
         let [tcp, udp, icmp, icmpv6, other] = ranges.map(|ranges| self.span(&ranges));
-        Matcher {
+        self.several.push(Several {
             all,
             tcp,
             udp,
             icmp,
             icmpv6,
             other,
+        });
+        Matcher {
+            protocol: SEVERAL_RULES,
+            rule: index(self.several.len() - 1),
+            ..Matcher::NONE
         }
+    }
+
+    fn first_of_several(&self, at: u32, query: Query) -> RuleNumber {
+        let several = &self.several[at as usize];
+        let (span, selector) = match query.protocol {
+            protocol::TCP => (several.tcp, query.selector),
+            protocol::UDP => (several.udp, query.selector),
+            protocol::ICMP => (several.icmp, query.selector),
+            protocol::ICMPV6 => (several.icmpv6, query.selector),
+            number => (several.other, u16::from(number)),
+        };
+        several.all.min(self.first(span, selector))
     }
 
     fn first(&self, span: Span, selector: u16) -> RuleNumber {
@@ -132,29 +204,34 @@ impl Arena {
         if ranges.is_empty() {
             return Span::default();
         }
-        let mut edges: Vec<(u32, bool, RuleNumber)> = Vec::with_capacity(ranges.len() * 2);
+        // Where ranges open and, with nothing, where others come to bear.
+        let mut edges: Vec<(u32, Option<Range>)> = Vec::with_capacity(ranges.len() * 2);
         for range in ranges {
-            edges.push((u32::from(range.from), true, range.rule));
-            edges.push((u32::from(range.to) + 1, false, range.rule));
+            edges.push((u32::from(range.from), Some(*range)));
+            edges.push((u32::from(range.to) + 1, None));
         }
-        edges.sort_unstable();
-        let mut covering = BTreeSet::new();
+        edges.sort_unstable_by_key(|(at, _)| *at);
+        // The first rule on top. One that has ended goes when it gets there.
+        let mut covering: BinaryHeap<Reverse<(RuleNumber, u32)>> = BinaryHeap::new();
         self.segments.push(Segment {
             start: 0,
             rule: NO_RULE,
         });
         let mut edges = edges.into_iter().peekable();
-        while let Some((at, opens, rule)) = edges.next() {
-            if opens {
-                covering.insert(rule);
-            } else {
-                covering.remove(&rule);
+        while let Some((at, opens)) = edges.next() {
+            if let Some(range) = opens {
+                covering.push(Reverse((range.rule, u32::from(range.to))));
             }
-            let more_here = edges.peek().is_some_and(|(next, _, _)| *next == at);
-            let Ok(at) = u16::try_from(at) else { break };
+            let more_here = edges.peek().is_some_and(|(next, _)| *next == at);
+            let Ok(selector) = u16::try_from(at) else {
+                break;
+            };
             if !more_here {
-                let first = covering.first().copied().unwrap_or(NO_RULE);
-                self.change(start, at, first);
+                while covering.peek().is_some_and(|Reverse((_, to))| *to < at) {
+                    covering.pop();
+                }
+                let first = covering.peek().map_or(NO_RULE, |Reverse((rule, _))| *rule);
+                self.change(start, selector, first);
             }
         }
         Span {
@@ -180,15 +257,20 @@ struct Range {
 }
 
 fn icmp_range(slot: usize, icmp: IcmpMatch) -> (usize, u16, u16) {
+    let (from, to) = selectors(icmp);
+    (slot, from, to)
+}
+
+fn selectors(icmp: IcmpMatch) -> (u16, u16) {
     match icmp {
-        IcmpMatch::Any => (slot, 0, u16::MAX),
+        IcmpMatch::Any => (0, u16::MAX),
         IcmpMatch::Type(kind) => {
             let first = u16::from(kind) << 8;
-            (slot, first, first | 0xff)
+            (first, first | 0xff)
         }
         IcmpMatch::TypeAndCode(kind, code) => {
             let only = u16::from(kind) << 8 | u16::from(code);
-            (slot, only, only)
+            (only, only)
         }
     }
 }

@@ -9,8 +9,7 @@ use ipnet::IpNet;
 use crate::model::{InterfaceIx, Place, RouteTable, RouteTarget};
 
 use super::matcher::index;
-use super::table::{address_bits, prefix};
-use super::trie::{NONE, Prefix, Trie};
+use super::trie::PrefixMap;
 
 /// Where a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,16 +46,10 @@ pub struct RouteIndex {
     id: String,
     name: String,
     place: Place,
-    /// Sorted by prefix, IPv4 and IPv6 apart.
-    families: [Family; 2],
-}
-
-#[derive(Debug)]
-struct Family {
-    trie: Trie,
     routes: Vec<CompiledRoute>,
-    /// Prefix of each route, and the longest other one that covers it or [`NONE`].
-    nodes: Vec<(Prefix, u32)>,
+    /// Positions in `routes`.
+    v4: PrefixMap<u32, u32>,
+    v6: PrefixMap<u128, u32>,
 }
 
 impl RouteIndex {
@@ -66,10 +59,10 @@ impl RouteIndex {
         vpc: &[IpNet],
         slot: impl Fn(InterfaceIx) -> Option<InterfaceIx>,
     ) -> Self {
-        let mut families: [BTreeMap<Prefix, CompiledRoute>; 2] = Default::default();
+        // In order as the map of prefixes wants them.
+        let mut by_block: BTreeMap<IpNet, CompiledRoute> = BTreeMap::new();
         let mut add = |route: CompiledRoute| {
-            let family = usize::from(route.destination.addr().is_ipv6());
-            families[family].insert(prefix(route.destination), route);
+            by_block.insert(route.destination.trunc(), route);
         };
         for block in vpc {
             add(CompiledRoute {
@@ -93,27 +86,31 @@ impl RouteIndex {
                 place: route.place.clone(),
             });
         }
+        let mut v4 = Vec::new();
+        let mut v6 = Vec::new();
+        for (position, block) in by_block.keys().enumerate() {
+            match block {
+                IpNet::V4(block) => v4.push(((*block).into(), index(position))),
+                IpNet::V6(block) => v6.push(((*block).into(), index(position))),
+            }
+        }
         Self {
             id: table.id.clone(),
             name: table.name.clone(),
             place: table.place.clone(),
-            families: families.map(Family::new),
+            routes: by_block.into_values().collect(),
+            v4: PrefixMap::new(&v4),
+            v6: PrefixMap::new(&v6),
         }
     }
 
     /// The route of the longest prefix that covers `destination`.
     pub fn find(&self, destination: IpAddr) -> Option<&CompiledRoute> {
-        let family = &self.families[usize::from(destination.is_ipv6())];
-        let address = address_bits(destination);
-        let mut at = family.trie.find(address);
-        while at != NONE {
-            let (prefix, parent) = family.nodes[at as usize];
-            if prefix.covers(address) {
-                return family.routes.get(at as usize);
-            }
-            at = parent;
-        }
-        None
+        let longest = match destination {
+            IpAddr::V4(v4) => self.v4.covering(v4.to_bits()).next(),
+            IpAddr::V6(v6) => self.v6.covering(v6.to_bits()).next(),
+        };
+        self.routes.get(*longest? as usize)
     }
 
     /// `rtb-…`.
@@ -129,25 +126,5 @@ impl RouteIndex {
     /// Where it is declared.
     pub fn place(&self) -> &Place {
         &self.place
-    }
-}
-
-impl Family {
-    fn new(routes: BTreeMap<Prefix, CompiledRoute>) -> Self {
-        let prefixes: Vec<Prefix> = routes.keys().copied().collect();
-        let mut nodes: Vec<(Prefix, u32)> = Vec::with_capacity(prefixes.len());
-        let mut parent = NONE;
-        for (position, prefix) in prefixes.iter().enumerate() {
-            while parent != NONE && !nodes[parent as usize].0.covers(prefix.bits) {
-                parent = nodes[parent as usize].1;
-            }
-            nodes.push((*prefix, parent));
-            parent = index(position);
-        }
-        Self {
-            trie: Trie::build(&prefixes),
-            routes: routes.into_values().collect(),
-            nodes,
-        }
     }
 }

@@ -1,17 +1,17 @@
-//! The rules of one set of groups in one direction.
+//! The rules of the groups that an interface carries, in one direction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use foldhash::fast::RandomState;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::model::{
-    Direction, Place, PortRange, RuleId, SecurityGroup, SecurityGroupRule, Traffic, protocol,
-};
+use crate::model::{PortRange, Traffic, protocol};
 
 use super::matcher::{Arena, Matcher, NO_RULE, Query, RuleNumber, index};
-use super::trie::{NONE, Prefix, Trie};
+use super::rule::CompiledRule;
+use super::trie::{Bits, Prefix, PrefixMap};
 
 /// Number of a security group, stable across the policies of one appliance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,53 +27,13 @@ impl GroupKey {
     }
 }
 
-/// A rule as verdicts name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CompiledRule {
-    /// `sgr-…`.
-    pub id: RuleId,
-    /// `sg-…` of its group.
-    pub group_id: String,
-    /// Name of its group.
-    pub group_name: String,
-    /// The direction that it guards.
-    pub direction: Direction,
-    /// What it covers.
-    pub traffic: Traffic,
-    /// Its peer, as the user wrote it.
-    pub peer: String,
-    /// The user's description; may be empty.
-    pub description: String,
-    /// Where it is declared.
-    pub place: Place,
-}
-
-impl CompiledRule {
-    pub(super) fn new(
-        group: &SecurityGroup,
-        direction: Direction,
-        rule: &SecurityGroupRule,
-    ) -> Self {
-        Self {
-            id: rule.id,
-            group_id: group.id.clone(),
-            group_name: group.name.clone(),
-            direction,
-            traffic: rule.traffic,
-            peer: rule.peer_text.clone(),
-            description: rule.description.clone(),
-            place: rule.place.clone(),
-        }
-    }
-}
-
 /// The peer of a rule, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PeerSet {
     /// A CIDR.
     Net(IpNet),
     /// The entries of a prefix list.
-    List(Vec<IpNet>),
+    List(Arc<[IpNet]>),
     /// Members of a group.
     Group(GroupKey),
 }
@@ -93,17 +53,22 @@ pub(super) type Source = (Traffic, PeerSet);
 /// Finds the rule that lets traffic to or from a peer pass. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RuleTable {
-    index: Arc<TableIndex>,
-    /// By number: groups in the order of the interface, rules as declared.
-    rules: Arc<[CompiledRule]>,
+    /// In the order in which the interface carries the groups.
+    groups: Arc<[GroupTable]>,
+}
+
+/// The rules of one group in one direction, which all interfaces that carry it
+/// share.
+#[derive(Debug, Clone)]
+pub(super) struct GroupTable {
+    pub(super) index: Arc<TableIndex>,
+    /// By number, as declared.
+    pub(super) rules: Arc<[CompiledRule]>,
 }
 
 impl RuleTable {
-    pub(super) fn new(index: Arc<TableIndex>, rules: Vec<CompiledRule>) -> Self {
-        Self {
-            index,
-            rules: rules.into(),
-        }
+    pub(super) fn new(groups: Arc<[GroupTable]>) -> Self {
+        Self { groups }
     }
 
     /// The first rule, in the order declared, that covers `query` and whose
@@ -114,13 +79,16 @@ impl RuleTable {
         peer_groups: &[GroupKey],
         query: Query,
     ) -> Option<&CompiledRule> {
-        self.rules
-            .get(self.index.find(peer, peer_groups, query) as usize)
+        let bits = GroupBits::of(peer_groups);
+        self.groups.iter().find_map(|group| {
+            let number = group.index.find(peer, peer_groups, bits, query);
+            group.rules.get(number as usize)
+        })
     }
 
     /// Every rule, in the order declared.
-    pub fn rules(&self) -> &[CompiledRule] {
-        &self.rules
+    pub fn rules(&self) -> impl Iterator<Item = &CompiledRule> {
+        self.groups.iter().flat_map(|group| group.rules.iter())
     }
 
     /// Which of its two conditions the `number`-th rule alone would meet. Asked
@@ -132,40 +100,45 @@ impl RuleTable {
         peer_groups: &[GroupKey],
         query: Query,
     ) -> Option<Coverage> {
-        let (traffic, peers) = self.index.sources.get(number)?;
+        let sources = self.groups.iter().flat_map(|group| &group.index.sources);
+        let (traffic, peers) = sources.into_iter().nth(number)?;
         let meets = |traffic: Traffic, peers: PeerSet| {
-            TableIndex::build(vec![(traffic, peers)]).find(peer, peer_groups, query) != NO_RULE
+            let index = TableIndex::new([(traffic, peers)].into());
+            let bits = GroupBits::of(peer_groups);
+            index.find(peer, peer_groups, bits, query) != NO_RULE
         };
-        let everybody = PeerSet::List(vec![
-            IpNet::V4(ipnet::Ipv4Net::default()),
-            IpNet::V6(ipnet::Ipv6Net::default()),
-        ]);
+        let everybody: Arc<[IpNet]> = [Ipv4Net::default().into(), Ipv6Net::default().into()].into();
         Some(Coverage {
             peer: meets(Traffic::All, peers.clone()),
-            traffic: meets(*traffic, everybody),
+            traffic: meets(*traffic, PeerSet::List(everybody)),
         })
     }
 
     /// Whether some rule, not only the first, covers `query` and has all
     /// addresses of that family as its peer, written as a CIDR.
     pub fn is_open_to_all(&self, v4: bool, query: Query) -> bool {
-        self.index.open[usize::from(!v4)].first(&self.index.arena, query) != NO_RULE
+        self.groups.iter().any(|GroupTable { index, .. }| {
+            index.open[usize::from(!v4)].first(&index.arena, query) != NO_RULE
+        })
     }
 
     /// Whether one rule covers every port of that protocol, TCP or UDP, and has
     /// all addresses of that family as its peer, written as a CIDR.
     pub fn is_open_on_all_ports(&self, v4: bool, protocol: u8) -> bool {
         let tcp_or_udp = usize::from(protocol != protocol::TCP);
-        self.index.open_on_all_ports[usize::from(!v4)][tcp_or_udp]
+        self.groups
+            .iter()
+            .any(|group| group.index.open_on_all_ports[usize::from(!v4)][tcp_or_udp])
     }
 
-    /// Whether both look rules up in the very same index.
+    /// Whether both look rules up in the very same indices.
     pub fn shares_index_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.index, &other.index)
-    }
-
-    pub(super) fn index(&self) -> &Arc<TableIndex> {
-        &self.index
+        self.groups.len() == other.groups.len()
+            && self
+                .groups
+                .iter()
+                .zip(&*other.groups)
+                .all(|(own, other)| Arc::ptr_eq(&own.index, &other.index))
     }
 }
 
@@ -173,48 +146,29 @@ impl RuleTable {
 /// moving a rule to another line doesn't touch it.
 #[derive(Debug)]
 pub(super) struct TableIndex {
-    v4: Trie,
-    v6: Trie,
-    v4_peers: Vec<PeerNode>,
-    v6_peers: Vec<PeerNode>,
-    groups: HashMap<GroupKey, Matcher, foldhash::fast::RandomState>,
+    v4: PrefixMap<u32, Matcher>,
+    v6: PrefixMap<u128, Matcher>,
+    /// The referenced groups.
+    referenced: GroupBits,
+    groups: HashMap<GroupKey, Matcher, RandomState>,
     /// The rules whose peer is 0.0.0.0/0, and those whose peer is ::/0.
     open: [Matcher; 2],
     /// Whether one of those covers all ports of TCP, of UDP.
     open_on_all_ports: [[bool; 2]; 2],
     arena: Arena,
-    sources: Vec<Source>,
-}
-
-/// A prefix that some rules name as their peer.
-#[derive(Debug)]
-struct PeerNode {
-    prefix: Prefix,
-    /// The longest other prefix that covers this one, or [`NONE`].
-    parent: u32,
-    matcher: Matcher,
+    sources: Box<[Source]>,
 }
 
 impl TableIndex {
-    pub(super) fn build(sources: Vec<Source>) -> Self {
-        let mut v4: BTreeMap<Prefix, Vec<(Traffic, RuleNumber)>> = BTreeMap::new();
-        let mut v6 = BTreeMap::new();
-        let mut groups: BTreeMap<GroupKey, Vec<(Traffic, RuleNumber)>> = BTreeMap::new();
-        let mut open: [Vec<(Traffic, RuleNumber)>; 2] = Default::default();
+    pub(super) fn new(sources: Box<[Source]>) -> Self {
+        let mut parts = Parts::default();
+        let mut open: [Vec<RuleNumber>; 2] = Default::default();
         let mut open_on_all_ports = [[false; 2]; 2];
         for (number, (traffic, peers)) in sources.iter().enumerate() {
-            let rule = (*traffic, index(number));
-            let mut admit = |net: &IpNet| {
-                let family = if net.addr().is_ipv4() {
-                    &mut v4
-                } else {
-                    &mut v6
-                };
-                family.entry(prefix(*net)).or_default().push(rule);
-            };
+            let rule = index(number);
             match peers {
                 PeerSet::Net(net) => {
-                    admit(net);
+                    parts.add(*net, rule);
                     if net.prefix_len() == 0 {
                         let family = usize::from(net.addr().is_ipv6());
                         open[family].push(rule);
@@ -224,81 +178,217 @@ impl TableIndex {
                         }
                     }
                 }
-                PeerSet::List(nets) => nets.iter().for_each(admit),
-                PeerSet::Group(group) => groups.entry(*group).or_default().push(rule),
+                PeerSet::List(list) => parts.lists.push((list, rule)),
+                PeerSet::Group(group) => parts.groups.push((*group, rule)),
             }
         }
-        let mut arena = Arena::default();
-        let (v4, v4_peers) = family(&v4, &mut arena);
-        let (v6, v6_peers) = family(&v6, &mut arena);
-        let groups = groups
-            .into_iter()
-            .map(|(group, rules)| (group, arena.matcher(&rules)))
-            .collect();
-        let open = open.map(|rules| arena.matcher(&rules));
+        let mut matchers = Matchers::new(&sources);
+        let groups = matchers.groups(&mut parts.groups);
+        matchers.lists(&mut parts);
         Self {
-            v4,
-            v6,
-            v4_peers,
-            v6_peers,
+            v4: matchers.family(&mut parts.v4),
+            v6: matchers.family(&mut parts.v6),
+            referenced: GroupBits::of(groups.keys()),
             groups,
-            open,
+            open: open.map(|rules| matchers.of(&rules)),
             open_on_all_ports,
-            arena,
+            arena: matchers.arena,
             sources,
         }
     }
 
-    pub(super) fn is_made_from(&self, sources: &[Source]) -> bool {
-        self.sources == sources
+    /// What it was made from.
+    pub(super) fn sources(&self) -> &[Source] {
+        &self.sources
     }
 
-    fn find(&self, peer: IpAddr, peer_groups: &[GroupKey], query: Query) -> RuleNumber {
-        let (trie, nodes) = match peer {
-            IpAddr::V4(_) => (&self.v4, &self.v4_peers),
-            IpAddr::V6(_) => (&self.v6, &self.v6_peers),
+    /// `bits` are those of `peer_groups`.
+    fn find(
+        &self,
+        peer: IpAddr,
+        peer_groups: &[GroupKey],
+        bits: GroupBits,
+        query: Query,
+    ) -> RuleNumber {
+        let first = match peer {
+            IpAddr::V4(v4) => self.first_around(&self.v4, v4.to_bits(), query),
+            IpAddr::V6(v6) => self.first_around(&self.v6, v6.to_bits(), query),
         };
-        let address = address_bits(peer);
-        let mut first = NO_RULE;
-        let mut at = trie.find(address);
-        while at != NONE {
-            let node = &nodes[at as usize];
-            if node.prefix.covers(address) {
-                first = first.min(node.matcher.first(&self.arena, query));
-            }
-            at = node.parent;
+        if !bits.may_meet(self.referenced) {
+            return first;
         }
-        for group in peer_groups {
-            if let Some(matcher) = self.groups.get(group) {
-                first = first.min(matcher.first(&self.arena, query));
-            }
-        }
-        first
+        peer_groups
+            .iter()
+            .filter_map(|group| self.groups.get(group))
+            .map(|matcher| matcher.first(&self.arena, query))
+            .fold(first, RuleNumber::min)
+    }
+
+    /// Groups have no longest match: every prefix that covers the peer counts.
+    #[inline]
+    fn first_around<B: Bits>(
+        &self,
+        map: &PrefixMap<B, Matcher>,
+        address: B,
+        query: Query,
+    ) -> RuleNumber {
+        map.covering(address)
+            .map(|matcher| matcher.first(&self.arena, query))
+            .fold(NO_RULE, RuleNumber::min)
     }
 }
 
-/// The trie over the prefixes of one family, and what each prefix admits.
-fn family(
-    rules: &BTreeMap<Prefix, Vec<(Traffic, RuleNumber)>>,
-    arena: &mut Arena,
-) -> (Trie, Vec<PeerNode>) {
-    let prefixes: Vec<Prefix> = rules.keys().copied().collect();
-    let mut nodes: Vec<PeerNode> = Vec::with_capacity(prefixes.len());
-    // In sorted order whatever covers a prefix comes before it, and what still
-    // covers is a chain: the previous prefix, its parent, and so on.
-    let mut parent = NONE;
-    for (position, (prefix, rules)) in rules.iter().enumerate() {
-        while parent != NONE && !nodes[parent as usize].prefix.covers(prefix.bits) {
-            parent = nodes[parent as usize].parent;
-        }
-        nodes.push(PeerNode {
-            prefix: *prefix,
-            parent,
-            matcher: arena.matcher(rules),
-        });
-        parent = index(position);
+/// Of what a table is made, by kind of peer.
+#[derive(Default)]
+struct Parts<'s> {
+    v4: Vec<(Prefix<u32>, Admits)>,
+    v6: Vec<(Prefix<u128>, Admits)>,
+    lists: Vec<(&'s Arc<[IpNet]>, RuleNumber)>,
+    groups: Vec<(GroupKey, RuleNumber)>,
+}
+
+/// What stands at a prefix: a rule, or all rules that name one prefix list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Admits {
+    Rule(RuleNumber),
+    List(u32),
+}
+
+impl Parts<'_> {
+    fn add(&mut self, net: IpNet, rule: RuleNumber) {
+        self.admit(net, Admits::Rule(rule));
     }
-    (Trie::build(&prefixes), nodes)
+
+    fn admit(&mut self, net: IpNet, what: Admits) {
+        match net {
+            IpNet::V4(net) => self.v4.push((net.into(), what)),
+            IpNet::V6(net) => self.v6.push((net.into(), what)),
+        }
+    }
+}
+
+/// Makes the matchers of one table. Where many peers are let in by the same
+/// rules, as those of a prefix list are, they share one.
+struct Matchers<'s> {
+    sources: &'s [Source],
+    arena: Arena,
+    /// The rules that name each prefix list.
+    lists: Vec<Vec<RuleNumber>>,
+    /// For what stands together at a prefix, lists among it.
+    made: HashMap<Box<[Admits]>, Matcher, RandomState>,
+}
+
+impl<'s> Matchers<'s> {
+    fn new(sources: &'s [Source]) -> Self {
+        Self {
+            sources,
+            arena: Arena::default(),
+            lists: Vec::new(),
+            made: HashMap::default(),
+        }
+    }
+
+    fn of(&mut self, rules: &[RuleNumber]) -> Matcher {
+        let rule = |number: &RuleNumber| (self.sources[*number as usize].0, *number);
+        match rules {
+            [only] => self.arena.matcher(&[rule(only)]),
+            _ => {
+                let rules: Vec<(Traffic, RuleNumber)> = rules.iter().map(rule).collect();
+                self.arena.matcher(&rules)
+            }
+        }
+    }
+
+    fn groups(
+        &mut self,
+        rules: &mut [(GroupKey, RuleNumber)],
+    ) -> HashMap<GroupKey, Matcher, RandomState> {
+        rules.sort_unstable();
+        rules
+            .chunk_by(|(one, _), (other, _)| one == other)
+            .map(|rules| {
+                let numbers: Vec<RuleNumber> = rules.iter().map(|(_, rule)| *rule).collect();
+                (rules[0].0, self.of(&numbers))
+            })
+            .collect()
+    }
+
+    /// Puts each list among the prefixes once, whatever the number of rules that
+    /// name it.
+    fn lists(&mut self, parts: &mut Parts<'_>) {
+        let mut rules = std::mem::take(&mut parts.lists);
+        rules.sort_unstable_by_key(|(list, rule)| (Arc::as_ptr(list).cast::<IpNet>(), *rule));
+        for rules in rules.chunk_by(|(one, _), (other, _)| Arc::ptr_eq(one, other)) {
+            let list = Admits::List(index(self.lists.len()));
+            self.lists
+                .push(rules.iter().map(|(_, rule)| *rule).collect());
+            for net in rules[0].0.iter() {
+                parts.admit(*net, list);
+            }
+        }
+    }
+
+    fn family<B: Bits>(&mut self, parts: &mut Vec<(Prefix<B>, Admits)>) -> PrefixMap<B, Matcher> {
+        parts.sort_unstable();
+        parts.dedup();
+        let mut prefixes: Vec<(Prefix<B>, Matcher)> = Vec::with_capacity(parts.len());
+        for together in parts.chunk_by(|(one, _), (other, _)| one == other) {
+            prefixes.push((together[0].0, self.at_one_prefix(together)));
+        }
+        PrefixMap::new(&prefixes)
+    }
+
+    fn at_one_prefix<B>(&mut self, together: &[(Prefix<B>, Admits)]) -> Matcher {
+        if let [(_, Admits::Rule(rule))] = together {
+            return self.of(&[*rule]);
+        }
+        let lists = |(_, admits): &(_, Admits)| matches!(admits, Admits::List(_));
+        if !together.iter().any(lists) {
+            return self.of(&self.numbers(together));
+        }
+        let key: Box<[Admits]> = together.iter().map(|(_, admits)| *admits).collect();
+        if let Some(made) = self.made.get(&key) {
+            return *made;
+        }
+        let matcher = self.of(&self.numbers(together));
+        self.made.insert(key, matcher);
+        matcher
+    }
+
+    fn numbers<B>(&self, together: &[(Prefix<B>, Admits)]) -> Vec<RuleNumber> {
+        let mut numbers = Vec::with_capacity(together.len());
+        for (_, admits) in together {
+            match admits {
+                Admits::Rule(rule) => numbers.push(*rule),
+                Admits::List(list) => numbers.extend(&self.lists[*list as usize]),
+            }
+        }
+        numbers
+    }
+}
+
+/// A set of groups as one bit of 256 for each, so that most pairs of sets that
+/// have nothing in common are told so at once.
+#[derive(Debug, Clone, Copy, Default)]
+struct GroupBits([u64; 4]);
+
+impl GroupBits {
+    fn of<'g>(groups: impl IntoIterator<Item = &'g GroupKey>) -> Self {
+        let mut bits = Self::default();
+        for group in groups {
+            bits.0[group.ix() / 64 % 4] |= 1 << (group.ix() % 64);
+        }
+        bits
+    }
+
+    /// Whether a group may be in both; if not, none is.
+    #[inline]
+    fn may_meet(self, other: Self) -> bool {
+        self.0
+            .iter()
+            .zip(other.0)
+            .any(|(own, other)| own & other != 0)
+    }
 }
 
 /// Whether `traffic` covers every port of `protocol`, TCP or UDP.
@@ -308,19 +398,5 @@ fn covers_all_ports(traffic: Traffic, protocol: u8) -> bool {
         Traffic::Tcp(PortRange::ALL) => protocol == protocol::TCP,
         Traffic::Udp(PortRange::ALL) => protocol == protocol::UDP,
         _ => false,
-    }
-}
-
-pub(super) fn prefix(net: IpNet) -> Prefix {
-    Prefix {
-        bits: address_bits(net.network()),
-        length: net.prefix_len(),
-    }
-}
-
-pub(super) fn address_bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
-        IpAddr::V6(v6) => v6.to_bits(),
     }
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::model::{
-    Address, Entity, EntityIx, EntityKind, Interface, Peer, Place, PortRange, RuleId,
-    SecurityGroup, SecurityGroupRule, Subnet, SubnetIx, Traffic, Vpc, protocol,
+    Address, Attachment, Entity, EntityIx, EntityKind, GroupIx, Interface, Peer, Place, PortRange,
+    RuleId, SecurityGroup, SecurityGroupRule, Subnet, SubnetIx, Traffic, Vpc, protocol,
 };
 
 fn place() -> Place {
@@ -105,7 +105,7 @@ fn admitted(policy: &Policy, at: usize, peer: &str, port: u16) -> Option<String>
         .interface(InterfaceIx::new(at))?
         .rules(Direction::Ingress)?
         .find(peer, policy.groups_of(peer), query)
-        .map(|rule| rule.description.clone())
+        .map(|rule| rule.description().to_owned())
 }
 
 fn ingress(policy: &Policy, at: usize) -> &RuleTable {

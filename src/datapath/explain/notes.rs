@@ -145,7 +145,6 @@ impl<'p> Notes<'p> {
         };
         let near_misses = table
             .rules()
-            .iter()
             .enumerate()
             .filter_map(|(number, rule)| {
                 let coverage = table.coverage(number, peer, peer_groups, query)?;

@@ -191,17 +191,18 @@ impl fmt::Display for RuleView {
 
 impl From<&CompiledRule> for RuleView {
     fn from(rule: &CompiledRule) -> Self {
+        let place = rule.place();
         Self {
             id: rule.id.to_string(),
-            group: rule.group_name.clone(),
-            group_id: rule.group_id.clone(),
-            direction: rule.direction,
-            traffic: rule.traffic.to_string(),
-            peer: rule.peer.clone(),
-            description: rule.description.clone(),
-            place: rule.place.to_string(),
-            file: rule.place.file.to_string(),
-            line: line(&rule.place),
+            group: rule.group_name().to_owned(),
+            group_id: rule.group_id().to_owned(),
+            direction: rule.direction(),
+            traffic: rule.traffic().to_string(),
+            peer: rule.peer().to_owned(),
+            description: rule.description().to_owned(),
+            place: place.to_string(),
+            file: place.file.to_string(),
+            line: line(place),
         }
     }
 }

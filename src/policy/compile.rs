@@ -1,0 +1,338 @@
+//! From a model to a policy, taking over from the one before what is the same.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::model::{
+    Attachment, Direction, EntityKind, GroupIx, InterfaceIx, LoadBalancer, Model, Peer,
+    SecurityGroup, SecurityGroupRule,
+};
+
+use super::acl::AclTable;
+use super::directory::Directory;
+use super::routes::RouteIndex;
+use super::rule::CompiledRule;
+use super::table::{GroupKey, GroupTable, PeerSet, RuleTable, Source, TableIndex};
+use super::{Allowance, Guard, Policy, PolicyInterface, PolicySubnet};
+
+/// What a policy keeps for the next one to take over.
+#[derive(Debug, Default)]
+pub(super) struct Compiled {
+    names: Arc<GroupNames>,
+    /// By key; of groups that an interface carries.
+    groups: Vec<[Option<GroupTable>; 2]>,
+    /// Entries of each prefix list, by id.
+    lists: HashMap<String, Arc<[IpNet]>>,
+}
+
+impl Compiled {
+    pub(super) fn group_name(&self, key: GroupKey) -> &str {
+        self.names.name(key)
+    }
+}
+
+pub(super) fn compile(model: &Model, previous: Option<&Policy>) -> Policy {
+    let nothing = Compiled::default();
+    let before = previous.map_or(&nothing, |old| &old.compiled);
+    let placement = placement(model, previous);
+    let mut tables = Tables::new(model, before, &placement);
+    let slots: Vec<Option<PolicyInterface>> = placement
+        .iter()
+        .map(|at| Some(tables.interface((*at)?)))
+        .collect();
+    let (vpc, subnets) = (&model.vpc.cidrs, &model.subnets);
+    let directory = match previous {
+        Some(old) if old.directory.holds_for(vpc, subnets, &old.slots, &slots) => {
+            Arc::clone(&old.directory)
+        }
+        _ => Arc::new(Directory::new(vpc, subnets, &slots)),
+    };
+    Policy {
+        generation: previous.map_or(1, |old| old.generation + 1),
+        slots,
+        directory,
+        icmp_errors: model.vpc.icmp_errors,
+        compiled: tables.compiled,
+    }
+}
+
+/// Which interface of `model` takes which slot: known ones keep theirs, a
+/// vanished one leaves its slot empty, new ones come last.
+fn placement(model: &Model, previous: Option<&Policy>) -> Vec<Option<InterfaceIx>> {
+    let mut new: Vec<Option<InterfaceIx>> = model.interfaces().map(|(at, _)| Some(at)).collect();
+    let Some(previous) = previous else {
+        return new;
+    };
+    let by_id: HashMap<&str, usize> = model
+        .interfaces()
+        .map(|(at, interface)| (interface.id.as_str(), at.ix()))
+        .collect();
+    let mut slots: Vec<Option<InterfaceIx>> = previous
+        .slots
+        .iter()
+        .map(|slot| {
+            let known = by_id.get(slot.as_ref()?.id.as_str())?;
+            new[*known].take()
+        })
+        .collect();
+    slots.extend(new.into_iter().filter(Option::is_some));
+    slots
+}
+
+/// Keys of groups, stable across the policies of one appliance, so that tables
+/// of the previous policy stay right where groups come and go.
+#[derive(Debug, Clone, Default)]
+struct GroupNames {
+    keys: HashMap<String, GroupKey>,
+    names: Vec<String>,
+}
+
+impl GroupNames {
+    /// The key of each group; names are taken over, or made anew where one is
+    /// new or called otherwise.
+    fn keys(this: &mut Arc<Self>, groups: &[SecurityGroup]) -> Vec<GroupKey> {
+        let known = |group: &SecurityGroup| {
+            let key = this.keys.get(&group.id).copied();
+            key.filter(|key| this.name(*key) == group.name)
+        };
+        if let Some(keys) = groups.iter().map(known).collect() {
+            return keys;
+        }
+        let names = Arc::make_mut(this);
+        groups.iter().map(|group| names.key(group)).collect()
+    }
+
+    fn key(&mut self, group: &SecurityGroup) -> GroupKey {
+        if let Some(key) = self.keys.get(&group.id) {
+            self.names[key.ix()].clone_from(&group.name);
+            return *key;
+        }
+        let key = GroupKey::new(self.names.len());
+        self.keys.insert(group.id.clone(), key);
+        self.names.push(group.name.clone());
+        key
+    }
+
+    fn name(&self, key: GroupKey) -> &str {
+        self.names.get(key.ix()).map_or("", String::as_str)
+    }
+}
+
+/// Makes the tables of one policy, each once.
+struct Tables<'m> {
+    model: &'m Model,
+    before: &'m Compiled,
+    compiled: Compiled,
+    /// By position in the model.
+    keys: Vec<GroupKey>,
+    /// By position in the model.
+    lists: Vec<Arc<[IpNet]>>,
+    /// By position in the model.
+    subnets: Vec<Arc<PolicySubnet>>,
+    /// For groups in the order in which an interface carries them.
+    made: HashMap<Arc<[GroupKey]>, [RuleTable; 2]>,
+    /// The slot of each entity's first interface.
+    hosts: Vec<InterfaceIx>,
+}
+
+impl<'m> Tables<'m> {
+    fn new(model: &'m Model, before: &'m Compiled, placement: &[Option<InterfaceIx>]) -> Self {
+        let mut slots = vec![None; model.interfaces.len()];
+        for (slot, at) in placement.iter().enumerate() {
+            if let Some(at) = at {
+                slots[at.ix()] = Some(InterfaceIx::new(slot));
+            }
+        }
+        let mut names = Arc::clone(&before.names);
+        let keys = GroupNames::keys(&mut names, &model.security_groups);
+        let lists: Vec<Arc<[IpNet]>> = model
+            .prefix_lists
+            .iter()
+            .map(|list| match before.lists.get(&list.id) {
+                Some(entries) if **entries == *list.entries => Arc::clone(entries),
+                _ => list.entries.as_slice().into(),
+            })
+            .collect();
+        let by_id = model.prefix_lists.iter().zip(&lists);
+        Self {
+            model,
+            before,
+            compiled: Compiled {
+                groups: vec![[None, None]; names.names.len()],
+                names,
+                lists: by_id
+                    .map(|(list, entries)| (list.id.clone(), Arc::clone(entries)))
+                    .collect(),
+            },
+            keys,
+            lists,
+            subnets: subnets(model, &slots),
+            made: HashMap::new(),
+            hosts: hosts(model, &slots),
+        }
+    }
+
+    fn interface(&mut self, at: InterfaceIx) -> PolicyInterface {
+        let interface = &self.model.interfaces[at.ix()];
+        let guard = match &interface.attachment {
+            Attachment::External(via) => Guard::Outside(*via),
+            Attachment::Subnet { groups, subnet } => {
+                let (member_of, [ingress, egress]) = self.tables(groups);
+                Guard::Groups {
+                    member_of,
+                    ingress,
+                    egress,
+                    subnet: Arc::clone(&self.subnets[subnet.ix()]),
+                }
+            }
+        };
+        let entity = &self.model.entities[interface.entity.ix()];
+        let host = self.hosts[interface.entity.ix()];
+        PolicyInterface {
+            id: interface.id.clone(),
+            label: self.model.interface_label(at),
+            addresses: interface.addresses.clone(),
+            mtu: interface.mtu,
+            source_dest_check: interface.source_dest_check,
+            tracking: interface.tracking,
+            entity: host,
+            allowance: entity
+                .max_flows
+                .map(|limit| Allowance { owner: host, limit }),
+            always_tracked: entity.kind == EntityKind::Elb(LoadBalancer::Network),
+            guard,
+        }
+    }
+
+    /// What interfaces with these groups are members of, and their rules.
+    fn tables(&mut self, groups: &[GroupIx]) -> (Arc<[GroupKey]>, [RuleTable; 2]) {
+        let member_of: Vec<GroupKey> = groups.iter().map(|group| self.keys[group.ix()]).collect();
+        if let Some((member_of, tables)) = self.made.get_key_value(member_of.as_slice()) {
+            return (Arc::clone(member_of), tables.clone());
+        }
+        let tables = [Direction::Ingress, Direction::Egress].map(|direction| {
+            let tables = groups.iter().map(|group| self.group(*group, direction));
+            RuleTable::new(tables.collect())
+        });
+        let member_of: Arc<[GroupKey]> = member_of.into();
+        self.made.insert(Arc::clone(&member_of), tables.clone());
+        (member_of, tables)
+    }
+
+    fn group(&mut self, group: GroupIx, direction: Direction) -> GroupTable {
+        let at = self.keys[group.ix()].ix();
+        let way = usize::from(direction == Direction::Egress);
+        if let Some(table) = &self.compiled.groups[at][way] {
+            return table.clone();
+        }
+        let group = &self.model.security_groups[group.ix()];
+        let rules = group.rules(direction);
+        let before = self
+            .before
+            .groups
+            .get(at)
+            .and_then(|ways| ways[way].as_ref());
+        let table = GroupTable {
+            index: match before {
+                Some(old) if self.are_sources(old.index.sources(), rules) => Arc::clone(&old.index),
+                _ => Arc::new(TableIndex::new(
+                    rules.iter().map(|rule| self.source(rule)).collect(),
+                )),
+            },
+            rules: match before {
+                Some(old) if CompiledRule::are_all_of(&old.rules, group, direction) => {
+                    Arc::clone(&old.rules)
+                }
+                _ => CompiledRule::all_of(group, direction),
+            },
+        };
+        self.compiled.groups[at][way] = Some(table.clone());
+        table
+    }
+
+    /// Whether `sources` are what a table of these rules would be made from.
+    fn are_sources(&self, sources: &[Source], rules: &[SecurityGroupRule]) -> bool {
+        let same = |((traffic, peers), rule): (&Source, &SecurityGroupRule)| {
+            *traffic == rule.traffic
+                && match (peers, rule.peer) {
+                    (PeerSet::Net(IpNet::V4(own)), Peer::Ipv4(net)) => *own == net,
+                    (PeerSet::Net(IpNet::V6(own)), Peer::Ipv6(net)) => *own == net,
+                    (PeerSet::List(own), Peer::PrefixList(list)) => {
+                        let entries = &self.lists[list.ix()];
+                        Arc::ptr_eq(own, entries) || own == entries
+                    }
+                    (PeerSet::Group(own), Peer::Group(group)) => *own == self.keys[group.ix()],
+                    _ => false,
+                }
+        };
+        sources.len() == rules.len() && sources.iter().zip(rules).all(same)
+    }
+
+    fn source(&self, rule: &SecurityGroupRule) -> Source {
+        let peers = match rule.peer {
+            Peer::Ipv4(net) => PeerSet::Net(net.into()),
+            Peer::Ipv6(net) => PeerSet::Net(net.into()),
+            Peer::PrefixList(list) => PeerSet::List(Arc::clone(&self.lists[list.ix()])),
+            Peer::Group(group) => PeerSet::Group(self.keys[group.ix()]),
+        };
+        (rule.traffic, peers)
+    }
+}
+
+/// The slot of each entity's first interface, which stands for it.
+fn hosts(model: &Model, slots: &[Option<InterfaceIx>]) -> Vec<InterfaceIx> {
+    let mut hosts = vec![None; model.entities.len()];
+    for (interface, slot) in model.interfaces.iter().zip(slots) {
+        let host = &mut hosts[interface.entity.ix()];
+        *host = host.or(*slot);
+    }
+    hosts.into_iter().map(Option::unwrap_or_default).collect()
+}
+
+/// The subnets with their ACLs and route tables, each compiled once.
+fn subnets(model: &Model, slots: &[Option<InterfaceIx>]) -> Vec<Arc<PolicySubnet>> {
+    let acls: Vec<[Arc<AclTable>; 2]> = model
+        .network_acls
+        .iter()
+        .map(|acl| {
+            [Direction::Ingress, Direction::Egress]
+                .map(|direction| Arc::new(AclTable::new(acl, direction)))
+        })
+        .collect();
+    let slot = |at: InterfaceIx| slots.get(at.ix()).copied().flatten();
+    let routes: Vec<Arc<RouteIndex>> = model
+        .route_tables
+        .iter()
+        .map(|table| Arc::new(RouteIndex::new(table, &model.vpc.cidrs, slot)))
+        .collect();
+    model
+        .subnets
+        .iter()
+        .map(|subnet| {
+            let [acl_ingress, acl_egress] = acls[subnet.network_acl.ix()].clone();
+            Arc::new(PolicySubnet {
+                v4: subnet.cidrs.iter().filter_map(v4_block).collect(),
+                v6: subnet.cidrs.iter().filter_map(v6_block).collect(),
+                acl_ingress,
+                acl_egress,
+                routes: Arc::clone(&routes[subnet.route_table.ix()]),
+            })
+        })
+        .collect()
+}
+
+fn v4_block(block: &IpNet) -> Option<(u32, u32)> {
+    match block {
+        IpNet::V4(block) => Some((block.network().to_bits(), block.netmask().to_bits())),
+        IpNet::V6(_) => None,
+    }
+}
+
+fn v6_block(block: &IpNet) -> Option<(u128, u128)> {
+    match block {
+        IpNet::V6(block) => Some((block.network().to_bits(), block.netmask().to_bits())),
+        IpNet::V4(_) => None,
+    }
+}
