@@ -175,6 +175,12 @@ impl Arena {
         }
     }
 
+    /// Segments of all matchers together.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        self.segments.len()
+    }
+
     fn first_of_several(&self, at: u32, query: Query) -> RuleNumber {
         let several = &self.several[at as usize];
         let (span, selector) = match query.protocol {

@@ -400,3 +400,6 @@ fn covers_all_ports(traffic: Traffic, protocol: u8) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

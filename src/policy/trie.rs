@@ -158,6 +158,12 @@ impl<B: Bits, T: Copy> PrefixMap<B, T> {
 }
 
 impl<B: Bits, T> PrefixMap<B, T> {
+    /// How many prefixes there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The values of all prefixes that cover `address`, the longest first.
     #[inline]
     pub(super) fn covering(&self, address: B) -> impl Iterator<Item = &T> {
