@@ -3,7 +3,7 @@
 import math
 from xml.sax.saxutils import escape
 
-LEFT, RIGHT, WIDTH = 280, 250, 1000
+LEFT, RIGHT, WIDTH = 290, 250, 1000
 TOP, ROW, FOOT = 92, 30, 66
 # What the axis shows at least, and at most.
 NARROW, WIDE = 2, 16
@@ -64,7 +64,7 @@ def draw(rows, caption):
         if abs(power / 2) > reach or (power % 2 and reach > 2):
             continue
         css = "level" if power == 0 else "grid"
-        name = f"{tick:.2g}"
+        name = "kernel = 1" if power == 0 else f"{tick:g}" if power % 2 == 0 else f"{tick:.2g}"
         out.append(f'  <line class="{css}" x1="{x(tick):.1f}" y1="{TOP - 8}" x2="{x(tick):.1f}" y2="{bottom}"/>')
         out.append(f'  <text class="faint mid" x="{x(tick):.1f}" y="{TOP - 14}">{name}</text>')
     for at, row in enumerate(rows):

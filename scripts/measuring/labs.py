@@ -43,7 +43,8 @@ class Program:
         self.command = [str(word) for word in command]
         self.log = open(log, "wb")
         self.process = subprocess.Popen(
-            self.command,
+            # Should the script be killed, nobody else would end its programs.
+            ["setpriv", "--pdeathsig", "TERM", *self.command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.log,

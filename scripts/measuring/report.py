@@ -17,7 +17,7 @@ SECTIONS = {
     "udp": "UDP packets of 64 bytes",
     "rtt": "Round trip",
     "conns": "New connections",
-    "cpu": "CPU time for a gigabyte of TCP",
+    "cpu": "CPU time for a gigabyte of TCP, whole machine and own threads",
     "start": "Starting, and memory",
 }
 # What the README shows of it.
@@ -61,9 +61,9 @@ def spread(values):
     return (statistics.median(values), min(values), max(values)) if values else None
 
 
-def ratios(measure, over):
-    """The rounds' own ratios of sgwall to another system."""
-    ours, theirs = measure["values"].get("sgwall"), measure["values"].get(over)
+def ratios(measure, over, of="sgwall"):
+    """The rounds' own ratios of sgwall, or another system, to a further one."""
+    ours, theirs = measure["values"].get(of), measure["values"].get(over)
     pairs = zip(ours or [], theirs or [])
     return spread([one / other for one, other in pairs if one is not None and other])
 
@@ -146,13 +146,12 @@ def markdown(data):
     if data["micro"]:
         lines += ["## A packet's road, by `cargo bench`", ""]
         lines += ["| aimed at | measured | at most | |", "|---|---:|---:|---|"]
-        for what, value, unit, most, met in micro.judged(data["micro"]):
-            state = "not measured" if met is None else "met" if met else "**missed**"
-            lines.append(f"| {what} | {figure(value)} {unit} | {most:g} {unit} | {state} |")
-        lines += ["", "| bench | median | 95 % of samples' medians |", "|---|---:|---|"]
+        lines += [micro_row(row) for row in micro.judged(data["micro"])]
+        lines += ["", "| bench | median | 95 % confidence |", "|---|---:|---|"]
         for each in data["micro"]:
-            interval = f"{duration(each['low'])} – {duration(each['high'])}"
-            lines.append(f"| {each['name']} | {duration(each['ns'])} | {interval} |")
+            unit = each["unit"]
+            interval = f"{amount(each['low'], unit)} – {amount(each['high'], unit)}"
+            lines.append(f"| {each['name']} | {amount(each['value'], unit)} | {interval} |")
         lines.append("")
     if data["notes"] or data["missing"]:
         lines += ["## To be known of this run", ""]
@@ -162,11 +161,22 @@ def markdown(data):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def duration(ns):
-    for bound, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
-        if ns >= bound:
-            return f"{figure(ns / bound)} {unit}"
-    return f"{figure(ns)} ns"
+def micro_row(row):
+    what, value, unit, most, met = row
+    state = "not measured" if met is None else "met" if met else "**missed**"
+    return f"| {what} | {amount(value, unit)} | {amount(most, unit)} | {state} |"
+
+
+def amount(value, unit):
+    """A time, a size or a ratio as people write it."""
+    if value is None:
+        return "–"
+    if unit == "×":
+        return f"{value:.2f}"
+    for bound, larger in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")) if unit == "ns" else ((1e6, "MB"),):
+        if value >= bound:
+            return f"{figure(value / bound)} {larger}"
+    return f"{figure(value)} {unit}"
 
 
 METHOD = """\
@@ -218,6 +228,9 @@ def readme(data):
         if measure:
             value = figure(first(spread(measure["values"].get("sgwall"))))
             lines.append(f"| {measure['label']}, {measure['unit']} | {value} | – | – | – | – | {told(measure)} |")
+    if data["micro"]:
+        lines += ["", "| a packet's road, by `cargo bench` | measured | at most | |", "|---|---:|---:|---|"]
+        lines += [micro_row(row) for row in micro.judged(data["micro"])]
     loses = [lost(measure) for measure in data["measures"]]
     loses = [line for line in loses if line]
     if loses:
@@ -282,7 +295,7 @@ def chart_rows(data):
             continue
         turn = (lambda value: value and 1 / value) if measure["less"] else (lambda value: value)
         median, least, most = map(turn, ratios(measure, "nft"))
-        relay = first(spread(measure["values"].get("relay")))
+        relay = first(ratios(measure, "nft", of="relay"))
         kernel = first(spread(measure["values"].get("nft")))
         aims = [turn(bound) for over, bound in targets(key) if over == "nft"]
         rows.append(
@@ -291,7 +304,7 @@ def chart_rows(data):
                 "value": median,
                 "low": min(least, most),
                 "high": max(least, most),
-                "relay": turn(relay / kernel) if relay and kernel else None,
+                "relay": turn(relay),
                 "target": aims[0] if aims else None,
                 "absolute": f"{figure(first(spread(measure['values']['sgwall'])))} : {figure(kernel)} {measure['unit']}",
             }
