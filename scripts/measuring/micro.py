@@ -8,16 +8,16 @@ import time
 from .labs import Failure
 
 # What figures are held to: the name of one (criterion's group/function/parameter,
-# or what is printed before a colon), the most it may be, in nanoseconds or bytes,
-# and what it is called. Of several figures that are meant, the greatest counts.
+# or what is printed before a colon), the most it may be, its unit, and what
+# it is called. Of several figures that are meant, the greatest counts.
 TARGETS = [
-    (r"hit/local/10000 flows", 60, "parse + tracked hit, 10,000 live flows"),
-    (r"hit/local/1000000 flows", 150, "parse + tracked hit, 1,000,000 live flows"),
-    (r"^miss/1000$", 300, "miss (parse, rules, insert), 1,000 rules"),
-    (r"memory per flow of 1,000,000", 128, "memory for a tracked flow of 1,000,000"),
-    (r"^compile fleet/", 50e6, "compile 1,000 interfaces × 5 groups × 60 rules"),
-    (r"^recompile fleet/one rule/", 5e6, "the same, one rule changed"),
-    (r"(?i)worst.*(swap|sweep|delay)", 1e6, "worst delay of a packet by a swap or sweep, 1,000,000 flows"),
+    (r"hit/local/10000 flows", 60, "ns", "parse + tracked hit, 10,000 live flows"),
+    (r"hit/local/1000000 flows", 150, "ns", "parse + tracked hit, 1,000,000 live flows"),
+    (r"^miss/1000$", 300, "ns", "miss (parse, rules, insert), 1,000 rules"),
+    (r"memory per flow of 1,000,000", 128, "bytes", "memory for a tracked flow of 1,000,000"),
+    (r"^compile fleet/", 50e6, "ns", "compile 1,000 interfaces × 5 groups × 60 rules"),
+    (r"^recompile fleet/one rule/", 5e6, "ns", "the same, one rule changed"),
+    (r"(?i)worst.*(swap|sweep|delay)", 1e6, "ns", "worst delay of a packet by a swap or sweep, 1,000,000 flows"),
 ]
 # The first may be at most so many times the second.
 RATIOS = [(r"^miss/100000$", r"^miss/10$", 1.5, "miss, 100,000 rules ÷ 10 rules")]
@@ -72,10 +72,10 @@ def judged(figures):
     def found(pattern):
         meant = [figure for figure in figures if re.search(pattern, figure["name"])]
         worst = max(meant, key=lambda figure: figure["value"], default=None)
-        return (worst["value"], worst["unit"]) if worst else (None, "ns")
+        return worst and worst["value"]
 
-    rows = [(what, *found(pattern), most) for pattern, most, what in TARGETS]
+    rows = [(what, found(pattern), unit, most) for pattern, most, unit, what in TARGETS]
     for pattern, base, most, what in RATIOS:
-        above, below = found(pattern)[0], found(base)[0]
+        above, below = found(pattern), found(base)
         rows.append((what, above / below if above and below else None, "×", most))
     return [(*row, None if row[1] is None else row[1] <= row[3]) for row in rows]

@@ -1,6 +1,7 @@
 """What was measured, as a Markdown table, JSON, a chart, and the README's section."""
 
 import json
+import re
 import statistics
 
 from . import chart, micro
@@ -17,7 +18,7 @@ SECTIONS = {
     "udp": "UDP packets of 64 bytes",
     "rtt": "Round trip",
     "conns": "New connections",
-    "cpu": "CPU time for a gigabyte of TCP, whole machine and own threads",
+    "cpu": "CPU time for a gigabyte of TCP",
     "start": "Starting, and memory",
 }
 # What the README shows of it.
@@ -231,8 +232,7 @@ def readme(data):
     if data["micro"]:
         lines += ["", "| a packet's road, by `cargo bench` | measured | at most | |", "|---|---:|---:|---|"]
         lines += [micro_row(row) for row in micro.judged(data["micro"])]
-    loses = [lost(measure) for measure in data["measures"]]
-    loses = [line for line in loses if line]
+    loses = [line for section in SECTIONS if (line := lost(section, data["measures"]))]
     if loses:
         lines += ["", "Where sgwall loses to the kernel, by more than a twentieth:", "", *loses]
     else:
@@ -240,18 +240,25 @@ def readme(data):
     return "\n".join(lines)
 
 
-def lost(measure):
-    found = ratios(measure, "nft")
-    if not found or measure["key"].startswith("own-"):
+def lost(section, measures):
+    """What of a section is worse than the kernel, as an item of a list."""
+    items = []
+    for measure in measures:
+        for over in ("nft", "nft-sets"):
+            ratio = first(ratios(measure, over))
+            if measure["section"] != section or ratio is None:
+                continue
+            if ratio <= 1.05 if measure["less"] else ratio >= 0.95:
+                continue
+            ours, theirs = (figure(first(spread(measure["values"][s]))) for s in ("sgwall", over))
+            # The section says it already.
+            what = re.sub(r"^(TCP|UDP 64 B|round trip|TCP connections|CPU), ", "", measure["label"])
+            beside = " beside sets" if over == "nft-sets" else ""
+            items.append(f"  - {what}{beside}: {figure(ratio)} ({ours} against {theirs} {measure['unit']})")
+    if not items:
         return None
-    ratio = found[0]
-    if ratio <= 1.05 if measure["less"] else ratio >= 0.95:
-        return None
-    ours, theirs = (first(spread(measure["values"][system])) for system in ("sgwall", "nft"))
-    return (
-        f"- {measure['label']}: {figure(ours)} against {figure(theirs)} {measure['unit']}, "
-        f"{figure(ratio)} times as {'much' if measure['unit'] != 'µs' else 'long'}"
-    )
+    less = section in ("rtt", "cpu")
+    return "\n".join([f"- {SECTIONS[section]}, times the kernel's ({'less' if less else 'more'} is better):", *items])
 
 
 def first(found):
