@@ -184,6 +184,8 @@ class System:
         self.room = room
         self.lab = f"bench-{os.getpid()}-{key}"
         self.servers = {}
+        # Nothing is left to remove unless an appliance came to a bad end.
+        room.callback(remove, f"sgwall-{self.lab}-*")
 
     def namespace(self, end):
         return NETNS / f"sgwall-{self.lab}-{end}"
@@ -274,7 +276,6 @@ class Kernel(System):
         for end in "arb":
             name = self.namespace(end).name
             run("ip", "netns", "add", name)
-            room.callback(run, "ip", "netns", "delete", name)
         router = self.namespace("r").name
         for end, address in (("a", A), ("b", B)):
             name = self.namespace(end).name
@@ -293,13 +294,18 @@ class Kernel(System):
         self.must_drop()
 
 
+def remove(names):
+    for path in NETNS.glob(names):
+        with contextlib.suppress(Failure):
+            run("ip", "netns", "delete", path.name)
+
+
 def sweep():
     """Removes namespaces of a run of these scripts that was killed."""
     for path in NETNS.glob("sgwall-bench-*"):
-        words = path.name.split("-")
-        if words[2].isdigit() and not Path(f"/proc/{words[2]}").exists() and words[-1] in "arb":
-            with contextlib.suppress(Failure):
-                run("ip", "netns", "delete", path.name)
+        pid = path.name.split("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            remove(path.name)
 
 
 def busy_seconds():
@@ -324,6 +330,8 @@ def memory(pid):
         name, _, value = line.partition(":")
         if name in ("VmRSS", "VmHWM"):
             found[name] = int(value.split()[0]) * 1024 / 1e6
+    if len(found) != 2:
+        raise Failure(f"process {pid} has ended")
     return found["VmRSS"], found["VmHWM"]
 
 
