@@ -22,8 +22,8 @@ const CHUNK: usize = 512;
 const MAX_RECORDS: usize = u16::MAX as usize;
 /// Words of a shard's first index.
 const FIRST_INDEX: usize = 128;
-/// Each index is so many times as long as the one before.
-const GROWTH: usize = 4;
+/// Each index is four times as long as the one before: two bits.
+const GROWTH: usize = 2;
 /// Indices that a shard may have: the last is for more than [`MAX_RECORDS`].
 const INDICES: usize = 6;
 /// How often a reader looks again at a record that is being given to another.
@@ -211,7 +211,7 @@ impl Shard {
             current += 1;
         }
         let index = self.indices[current].get_or_init(|| {
-            (0..FIRST_INDEX * GROWTH.pow(current as u32))
+            (0..FIRST_INDEX << (GROWTH * current))
                 .map(|_| AtomicU32::new(EMPTY))
                 .collect()
         });
