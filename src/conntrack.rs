@@ -51,6 +51,9 @@ pub const DEFAULT_CAPACITY: usize = 1 << 20;
 /// another, and few enough that what leads to their records stays in the cache.
 const SHARD: usize = 1 << 14;
 
+/// Flows that are touched at a time.
+const BATCH: usize = 64;
+
 /// Why a flow can't be tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoom {
@@ -166,6 +169,30 @@ impl FlowTable {
             found,
             protocol: key.protocol(),
         })
+    }
+
+    /// Reads what the flows with these keys, `None` for none, are kept in, so that it
+    /// is at hand when they are asked for. One flow after the other would wait for the
+    /// memory each time; together they wait once.
+    pub fn touch(&self, keys: &[Option<FlowKey>]) {
+        let mut homes = [None; BATCH];
+        let mut read = 0;
+        for keys in keys.chunks(BATCH) {
+            for (home_of, key) in homes.iter_mut().zip(keys) {
+                *home_of = key.as_ref().map(|key| {
+                    let hash = self.hash(key);
+                    (self.shard(hash), home(hash, key.interface()))
+                });
+                if let Some((shard, home)) = home_of {
+                    read ^= shard.touch_index(*home);
+                }
+            }
+            for (shard, home) in homes[..keys.len()].iter().flatten() {
+                read ^= shard.touch_record(*home);
+            }
+        }
+        // Or the compiler would see that nobody wants it.
+        std::hint::black_box(read);
     }
 
     /// Remembers the flow that a packet opens. Untracked ones have half of the

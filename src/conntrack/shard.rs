@@ -26,6 +26,8 @@ const FIRST_INDEX: usize = 128;
 const GROWTH: usize = 2;
 /// Indices that a shard may have: the last is for more than [`MAX_RECORDS`].
 const INDICES: usize = 6;
+/// Words of the index among which a record is looked for that is only to be touched.
+const TOUCHED: usize = 8;
 /// How often a reader looks again at a record that is being given to another.
 const PATIENCE: usize = 1 << 10;
 
@@ -115,6 +117,31 @@ impl Shard {
             }
             std::hint::spin_loop();
         }
+    }
+
+    /// Reads the word of the index at which a search begins. What is read is of no
+    /// use; that it is at hand afterwards is.
+    #[inline(always)]
+    pub(super) fn touch_index(&self, home: Home) -> u32 {
+        self.index().map_or(0, |index| {
+            index[home.bucket & (index.len() - 1)].load(Ordering::Relaxed)
+        })
+    }
+
+    /// Likewise the record that a search will come to.
+    #[inline(always)]
+    pub(super) fn touch_record(&self, home: Home) -> u32 {
+        let Some(index) = self.index() else {
+            return 0;
+        };
+        let mask = index.len() - 1;
+        for step in 0..TOUCHED {
+            let word = index[(home.bucket + step) & mask].load(Ordering::Relaxed);
+            if word >> 16 == u32::from(home.tag) {
+                return self.slot(word).map_or(0, Slot::touch);
+            }
+        }
+        0
     }
 
     /// Locks the shard for changes.

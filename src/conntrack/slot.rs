@@ -155,6 +155,15 @@ impl Slot {
         Life(self.life.load(Ordering::Acquire))
     }
 
+    /// Reads from both ends of the record, so that it is at hand.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "nobody looks at it")]
+    pub(super) fn touch(&self) -> u32 {
+        self.charge.load(Ordering::Relaxed)
+            ^ self.fins[0].load(Ordering::Relaxed)
+            ^ self.life.load(Ordering::Relaxed) as u32
+    }
+
     /// Whether what was read since `life` was is that tenant's.
     #[inline(always)]
     pub(super) fn is_still(&self, life: Life) -> bool {

@@ -9,10 +9,31 @@
 use super::{Admission, Datapath, Fate, Verdict, Way};
 use crate::conntrack::{FlowRef, Judged, Millis, opens_connection};
 use crate::model::{Direction, InterfaceIx};
-use crate::packet::{Packet, Shape};
+use crate::packet::{FlowKey, Packet, Shape};
 use crate::policy::{Policy, PolicyInterface};
 
+/// Flows above which their records aren't all in the processor's cache.
+const MANY: usize = 1 << 13;
+
 impl Datapath {
+    /// Has the flows of a batch of frames from `from` at hand before they are judged
+    /// one by one, where there are so many flows that it pays. `keys` is for scratch.
+    pub fn anticipate<'f>(
+        &self,
+        from: InterfaceIx,
+        frames: impl Iterator<Item = &'f [u8]>,
+        keys: &mut Vec<Option<FlowKey>>,
+    ) {
+        if self.flows.len() < MANY {
+            return;
+        }
+        keys.clear();
+        keys.extend(frames.map(|frame| FlowKey::guess(from, frame)));
+        if keys.len() > 1 {
+            self.flows.touch(keys);
+        }
+    }
+
     /// The fate of a packet whose way is known and that both ends let pass;
     /// nothing has happened otherwise, but that one of them may have taken note
     /// of the packet, which it may do twice.

@@ -84,6 +84,34 @@ impl FlowKey {
         }
     }
 
+    /// The key of the flow that the packet in `frame`, which leaves the interface
+    /// `at`, most likely belongs to: of TCP and UDP in plain packets only, and
+    /// without checking any of them. Good to have a flow's record at hand early, and
+    /// for nothing else.
+    #[inline]
+    pub fn guess(at: InterfaceIx, frame: &[u8]) -> Option<Self> {
+        let word = |from: usize| -> Option<u64> {
+            let bytes = frame.get(from..)?.first_chunk()?;
+            Some(u32::from_be_bytes(*bytes).into())
+        };
+        let double = |from: usize| Some(word(from)? << 32 | word(from + 4)?);
+        let interface = (at.ix() as u64) << 32;
+        Some(match frame.first()? >> 4 {
+            4 => Self {
+                local: [0, word(12)?],
+                remote: [0, word(16)?],
+                interface_and_ports: interface | word(20)?,
+                protocol: u64::from(*frame.get(9)?),
+            },
+            _ => Self {
+                local: [double(8)?, double(16)?],
+                remote: [double(24)?, double(32)?],
+                interface_and_ports: interface | word(40)?,
+                protocol: IPV6 | u64::from(*frame.get(6)?),
+            },
+        })
+    }
+
     /// The interface that tracks the flow.
     pub fn interface(&self) -> InterfaceIx {
         InterfaceIx::new((self.interface_and_ports >> 32) as usize)
@@ -209,6 +237,25 @@ mod tests {
             sent.at_other_end(b, Some(public), Some(private)),
             FlowKey::new(b, (private.into(), 2), (public.into(), 1), 17)
         );
+    }
+
+    #[test]
+    fn the_flow_of_a_plain_packet_is_guessed_right() {
+        use crate::model::Direction;
+        use crate::packet::{Transport, build, parse};
+        let eni = InterfaceIx::new(7);
+        for (source, destination) in [("10.0.0.1", "10.0.0.2"), ("2001:db8::1", "2001:db8::2")] {
+            let udp = Transport::Udp {
+                source: 40_000,
+                destination: 53,
+            };
+            let frame = build(ip(source), ip(destination), 17, udp, b"question").unwrap();
+            let key = parse(&frame).unwrap().flow_key(eni, Direction::Egress);
+            assert_eq!(FlowKey::guess(eni, &frame), key);
+            for length in 0..24 {
+                assert_eq!(FlowKey::guess(eni, &frame[..length]), None);
+            }
+        }
     }
 
     #[test]
