@@ -208,6 +208,9 @@ class System:
         if "timed out" not in done.stderr:
             raise Failure(f"{self.key} does not drop what no rule allows: {done.stderr[-200:]}")
 
+    def room_left(self):
+        """A Failure if there is none for more connections."""
+
     def serve(self, name, *command, says='"ready"'):
         """Starts a server at `b`, unless it runs already."""
         if name not in self.servers:
@@ -292,6 +295,13 @@ class Kernel(System):
         run(*self.inside("r", "nft", "-f", "-"), text=text)
         self.ready()
         self.must_drop()
+
+    def room_left(self):
+        """A full table drops new connections: then that is what was measured."""
+        ask = "cat /proc/sys/net/netfilter/nf_conntrack_count /proc/sys/net/netfilter/nf_conntrack_max"
+        count, most = map(int, run(*self.inside("r", "sh", "-c", ask)).split())
+        if count > 0.95 * most:
+            raise Failure(f"{self.key}: the kernel's table of connections is full: {count} of {most}")
 
 
 def remove(names):
