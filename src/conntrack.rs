@@ -175,20 +175,28 @@ impl FlowTable {
     /// is at hand when they are asked for. One flow after the other would wait for the
     /// memory each time; together they wait once.
     pub fn touch(&self, keys: &[Option<FlowKey>]) {
-        let mut homes = [None; BATCH];
+        let mut hashes = [None; BATCH];
+        let mut records = [None; BATCH];
         let mut read = 0;
         for keys in keys.chunks(BATCH) {
-            for (home_of, key) in homes.iter_mut().zip(keys) {
-                *home_of = key.as_ref().map(|key| {
-                    let hash = self.hash(key);
-                    (self.shard(hash), home(hash, key.interface()))
-                });
-                if let Some((shard, home)) = home_of {
-                    read ^= shard.touch_index(*home);
+            for (hash, key) in hashes.iter_mut().zip(keys) {
+                *hash = key.as_ref().map(|key| self.hash(key));
+                if let (Some(hash), Some(key)) = (*hash, key) {
+                    read ^= self.shard(hash).touch_index(home(hash, key.interface()));
                 }
             }
-            for (shard, home) in homes[..keys.len()].iter().flatten() {
-                read ^= shard.touch_record(*home);
+            for ((record, hash), key) in records.iter_mut().zip(hashes).zip(keys) {
+                *record = hash
+                    .zip(*key)
+                    .and_then(|(hash, key)| self.shard(hash).likely(home(hash, key.interface())));
+                read ^= record.map_or(0, Slot::touch);
+            }
+            // Where nobody translates, the other end's is found with the same hash.
+            for (record, hash) in records.iter().zip(hashes).take(keys.len()) {
+                if let Some((record, hash)) = record.zip(hash) {
+                    let other = self.shard(hash).likely(home(hash, record.way().to));
+                    read ^= other.map_or(0, Slot::touch);
+                }
             }
         }
         // Or the compiler would see that nobody wants it.

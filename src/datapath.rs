@@ -11,10 +11,10 @@ mod fragments;
 mod known;
 mod station;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use crate::conntrack::{FlowTable, Millis, Way};
-use crate::model::{Direction, GATEWAY_MTU, InterfaceIx, RuleId};
+use crate::conntrack::{FlowTable, Millis};
+use crate::model::{Direction, InterfaceIx, RuleId};
 use crate::packet::{self, Fragment, Packet, ParseError, Shape, Transport};
 use crate::policy::{
     AclDecision, AclTable, CompiledRule, DropReason, Guard, Hop, Owner, Policy, PolicyInterface,
@@ -263,6 +263,16 @@ struct Admitted {
     source_is_own: bool,
 }
 
+/// By which way a packet is forwarded, and what becomes of it on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    to: InterfaceIx,
+    new_source: Option<Ipv4Addr>,
+    new_destination: Option<Ipv4Addr>,
+    /// The largest packet that it takes, in bytes.
+    mtu: u16,
+}
+
 impl Datapath {
     /// A data path that remembers at most `capacity` flows.
     pub fn new(capacity: usize) -> Self {
@@ -509,11 +519,7 @@ impl Datapath {
             to,
             new_source: hop.new_source,
             new_destination: hop.new_destination,
-            mtu: if hop.crosses_gateway() {
-                receiver.mtu.min(GATEWAY_MTU)
-            } else {
-                receiver.mtu
-            },
+            mtu: receiver.mtu_through(hop.crosses_gateway()),
         };
         if shape.longest(packet.length) > usize::from(way.mtu) && packet.dont_fragment {
             recorder.step(Step::TooBig {
@@ -546,7 +552,7 @@ impl Datapath {
         // Only under the sender's own address does the way depend on nothing but
         // the flow and the policy.
         if let Some(flow) = sent.filter(|_| admitted.source_is_own && packet.fragment.is_none()) {
-            self.remember_way(&flow, way, policy.generation());
+            self.remember_way(&flow, way, hop.crosses_gateway(), policy.generation());
         }
         Ok(way)
     }

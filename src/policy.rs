@@ -30,10 +30,12 @@ mod service;
 mod table;
 mod trie;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use crate::model::{Address, Direction, IcmpErrors, InterfaceIx, Model, Tracking, Via};
+use crate::model::{
+    Address, Direction, GATEWAY_MTU, IcmpErrors, InterfaceIx, Model, Tracking, Via,
+};
 
 pub use acl::{AclDecision, AclTable};
 pub use directory::{Directory, Hop, Owner, Path, Stranded};
@@ -163,6 +165,23 @@ impl PolicyInterface {
     /// Whether `address` is one of its own (private) addresses.
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.private == address)
+    }
+
+    /// The public address that the internet gateway gives one of its own.
+    #[inline]
+    pub fn public_of(&self, private: IpAddr) -> Option<Ipv4Addr> {
+        let own = |address: &&Address| address.private == private;
+        self.addresses.iter().find(own)?.public
+    }
+
+    /// Largest packet that reaches it, in bytes, through a gateway or not.
+    #[inline]
+    pub fn mtu_through(&self, gateway: bool) -> u16 {
+        if gateway {
+            self.mtu.min(GATEWAY_MTU)
+        } else {
+            self.mtu
+        }
     }
 
     /// The rules that guard it in one direction; `None` outside the VPC.

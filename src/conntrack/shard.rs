@@ -130,18 +130,16 @@ impl Shard {
 
     /// Likewise the record that a search will come to.
     #[inline(always)]
-    pub(super) fn touch_record(&self, home: Home) -> u32 {
-        let Some(index) = self.index() else {
-            return 0;
-        };
+    pub(super) fn likely(&self, home: Home) -> Option<&Slot> {
+        let index = self.index()?;
         let mask = index.len() - 1;
         for step in 0..TOUCHED {
             let word = index[(home.bucket + step) & mask].load(Ordering::Relaxed);
             if word >> 16 == u32::from(home.tag) {
-                return self.slot(word).map_or(0, Slot::touch);
+                return self.slot(word);
             }
         }
-        0
+        None
     }
 
     /// Locks the shard for changes.

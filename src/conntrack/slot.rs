@@ -1,5 +1,5 @@
-//! One flow's record: fourteen words, all of them atomic, so that packets read it
-//! without a lock.
+//! One flow's record: twelve words, all of them atomic, so that packets read it
+//! without a lock. It lies in two lines of the cache.
 //!
 //! What most packets change, the state and the expiry, lies in one word, [`Life`],
 //! with a number that tells a record's tenants apart; it changes by compare and
@@ -16,9 +16,11 @@ use crate::packet::FlowKey;
 
 /// A flow's record.
 #[derive(Debug, Default)]
+#[repr(C, align(32))]
 pub(super) struct Slot {
     life: AtomicU64,
-    /// The key's words; the last one has [`INITIATED`] and [`TRACKED`] beside.
+    /// The key's words; the last one has [`INITIATED`] and [`TRACKED`] beside, and
+    /// whose allowance the flow takes a place of: [`CHARGE_SHIFT`].
     key: [AtomicU64; 6],
     /// For each direction, what has judged its packets, and under which generation.
     pub(super) judged: [AtomicU32; 2],
@@ -27,18 +29,24 @@ pub(super) struct Slot {
     pub(super) rules: [AtomicU64; 2],
     /// The sequence numbers after the initiator's and the responder's FIN.
     pub(super) fins: [AtomicU32; 2],
-    /// The way of what leaves the interface: see [`Way`].
-    way: [AtomicU32; 4],
-    /// Whose allowance it takes a place of: the interface and 1, or 0.
-    charge: AtomicU32,
+    /// The way of what leaves the interface: [`Way`].
+    way: [AtomicU32; 2],
 }
 
 /// Beside the key: the interface sent the first packet.
 const INITIATED: u64 = 1 << 16;
 /// Beside the key: the flow is tracked.
 const TRACKED: u64 = 1 << 17;
+/// Beside the key: the interface that stands for the owner of the allowance, and 1;
+/// or 0.
+const CHARGE_SHIFT: u32 = 32;
 /// What of that word is the key's.
 const KEY: u64 = 0xffff;
+
+/// In a way, beside the receiver: through a gateway.
+const THROUGH_GATEWAY: u32 = 1 << 31;
+/// Likewise: the gateway gives it another source.
+const NEW_SOURCE: u32 = 1 << 30;
 
 /// What is fixed once a flow is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,18 +128,18 @@ impl Life {
     }
 }
 
-/// By which way what leaves an interface in a flow is forwarded, and what becomes
-/// of it on the way.
+/// By which way what leaves an interface in a flow is forwarded, as far as the flow
+/// remembers; the policy knows the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
     /// The receiver.
     pub to: InterfaceIx,
-    /// The source address that the internet gateway gives it.
-    pub new_source: Option<Ipv4Addr>,
+    /// Whether it leads through a gateway to or from the world outside.
+    pub through_gateway: bool,
+    /// Whether the internet gateway gives it the source's public address.
+    pub new_source: bool,
     /// The destination address that the internet gateway gives it.
     pub new_destination: Option<Ipv4Addr>,
-    /// The largest packet that it takes, in bytes.
-    pub mtu: u16,
 }
 
 /// What a new tenant brings.
@@ -159,9 +167,7 @@ impl Slot {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "nobody looks at it")]
     pub(super) fn touch(&self) -> u32 {
-        self.charge.load(Ordering::Relaxed)
-            ^ self.fins[0].load(Ordering::Relaxed)
-            ^ self.life.load(Ordering::Relaxed) as u32
+        self.life.load(Ordering::Relaxed) as u32 ^ self.way[1].load(Ordering::Relaxed)
     }
 
     /// Whether what was read since `life` was is that tenant's.
@@ -194,7 +200,7 @@ impl Slot {
         }
         let last = self.key[5].load(Ordering::Relaxed);
         differs |= (last & KEY) ^ words[5];
-        (differs == 0).then_some(Nature(last & !KEY))
+        (differs == 0).then_some(Nature(last))
     }
 
     /// The words of its tenant's key, under the lock.
@@ -215,7 +221,8 @@ impl Slot {
         self.life.store(vacant.0, Ordering::Relaxed);
         fence(Ordering::Release);
         let mut words = tenant.key.words();
-        words[5] |= tenant.nature.0;
+        let charge = tenant.charge.map_or(0, |owner| u64::from(index(owner)) + 1);
+        words[5] |= tenant.nature.0 | charge << CHARGE_SHIFT;
         for (mine, word) in self.key.iter().zip(words) {
             mine.store(word, Ordering::Relaxed);
         }
@@ -232,8 +239,6 @@ impl Slot {
         for judged in &self.judged {
             judged.store(0, Ordering::Relaxed);
         }
-        let charge = tenant.charge.map_or(0, |owner| index(owner) + 1);
-        self.charge.store(charge, Ordering::Relaxed);
         let life = vacant.with(tenant.state, tenant.expires);
         self.life.store(life.0, Ordering::Release);
     }
@@ -245,7 +250,8 @@ impl Slot {
 
     /// Takes the place in an allowance away from the record, under the lock.
     pub(super) fn take_charge(&self) -> Option<InterfaceIx> {
-        let charge = self.charge.swap(0, Ordering::Relaxed);
+        let rest = (1 << CHARGE_SHIFT) - 1;
+        let charge = self.key[5].fetch_and(rest, Ordering::Relaxed) >> CHARGE_SHIFT;
         Some(InterfaceIx::new(charge.checked_sub(1)? as usize))
     }
 
@@ -253,30 +259,24 @@ impl Slot {
     /// that says under which generation.
     #[inline(always)]
     pub(super) fn way(&self) -> Way {
-        let [to, new_source, new_destination, mtu] =
-            [0, 1, 2, 3].map(|i: usize| self.way[i].load(Ordering::Relaxed));
-        // 0.0.0.0 is nobody's address.
-        let address = |bits: u32| (bits != 0).then(|| Ipv4Addr::from_bits(bits));
-        #[expect(clippy::cast_possible_truncation, reason = "it was put in as u16")]
-        let mtu = mtu as u16;
+        let [to, new_destination] = [0, 1].map(|i: usize| self.way[i].load(Ordering::Relaxed));
         Way {
-            to: InterfaceIx::new(to as usize),
-            new_source: address(new_source),
-            new_destination: address(new_destination),
-            mtu,
+            to: InterfaceIx::new((to & !(THROUGH_GATEWAY | NEW_SOURCE)) as usize),
+            through_gateway: to & THROUGH_GATEWAY != 0,
+            new_source: to & NEW_SOURCE != 0,
+            // 0.0.0.0 is nobody's address.
+            new_destination: (new_destination != 0).then(|| Ipv4Addr::from_bits(new_destination)),
         }
     }
 
     /// Notes a way, under the lock.
     pub(super) fn set_way(&self, way: Way) {
-        let bits = |address: Option<Ipv4Addr>| address.map_or(0, Ipv4Addr::to_bits);
-        let words = [
-            index(way.to),
-            bits(way.new_source),
-            bits(way.new_destination),
-            u32::from(way.mtu),
-        ];
-        for (mine, word) in self.way.iter().zip(words) {
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let to = index(way.to)
+            | flag(way.through_gateway, THROUGH_GATEWAY)
+            | flag(way.new_source, NEW_SOURCE);
+        let new_destination = way.new_destination.map_or(0, Ipv4Addr::to_bits);
+        for (mine, word) in self.way.iter().zip([to, new_destination]) {
             mine.store(word, Ordering::Relaxed);
         }
     }
@@ -284,7 +284,7 @@ impl Slot {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "an index has 32 bits, and no lab has 2^32 - 1 interfaces"
+    reason = "no lab has 2^30 interfaces"
 )]
 fn index(interface: InterfaceIx) -> u32 {
     interface.ix() as u32
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_record_is_as_large_as_the_documentation_says() {
-        assert_eq!(size_of::<Slot>(), 112);
+        assert_eq!((size_of::<Slot>(), align_of::<Slot>()), (96, 32));
     }
 
     #[test]
@@ -322,15 +322,15 @@ mod tests {
         for way in [
             Way {
                 to: InterfaceIx::new(0),
-                new_source: None,
+                through_gateway: false,
+                new_source: false,
                 new_destination: None,
-                mtu: 1500,
             },
             Way {
                 to: InterfaceIx::new(70_000),
-                new_source: Some(Ipv4Addr::new(203, 0, 113, 1)),
+                through_gateway: true,
+                new_source: true,
                 new_destination: Some(Ipv4Addr::new(10, 0, 0, 1)),
-                mtu: 65_535,
             },
         ] {
             slot.set_way(way);

@@ -382,3 +382,166 @@ fn states_survive_being_packed_into_a_byte() {
         }
     }
 }
+
+/// The key and first packet of the `nth` of many flows.
+fn nth(nth: u32) -> (FlowKey, Packet) {
+    let [a, b, c, d] = nth.to_be_bytes();
+    let first = Packet {
+        source: IpAddr::from([10, a, b, c]),
+        ..packet(
+            Transport::Udp {
+                source: 1_000 + u16::from(d),
+                destination: 53,
+            },
+            protocol::UDP,
+        )
+    };
+    let key = first.flow_key(InterfaceIx::new(0), Direction::Egress);
+    (key.unwrap(), first)
+}
+
+fn open_nth(table: &FlowTable, number: u32, now: u64) -> Result<(), NoRoom> {
+    let (key, first) = nth(number);
+    let opening = Opening {
+        packet: &first,
+        direction: Direction::Egress,
+        tracking: &Tracking::default(),
+        now: Millis(now),
+        rule: RuleId(number.into()),
+        tracked: true,
+        allowance: None,
+        replace: false,
+    };
+    table.open(key, &opening)
+}
+
+#[test]
+fn flows_come_and_go_and_the_table_finds_what_is_there_and_nothing_else() {
+    let table = FlowTable::new(60_000);
+    // Batches of flows whose time runs out while others come, through every size
+    // of the index and back.
+    for round in 0..12u32 {
+        let now = u64::from(round) * 20_000;
+        let batch = |round: u32| round * 20_000..round * 20_000 + 10_000 + round * 700;
+        for number in batch(round) {
+            open_nth(&table, number, now).unwrap();
+        }
+        for number in batch(round) {
+            let flow = table.find(&nth(number).0, Millis(now)).unwrap();
+            assert_eq!(flow.admitted_by(), RuleId(number.into()));
+        }
+        if let Some(before) = round.checked_sub(1) {
+            assert!(batch(before).all(|n| table.find(&nth(n).0, Millis(now)).is_some()));
+        }
+        if let Some(gone) = round.checked_sub(2) {
+            assert!(batch(gone).all(|n| table.find(&nth(n).0, Millis(now)).is_none()));
+        }
+        table.sweep(Millis(now));
+        let live: usize = (round.saturating_sub(1)..=round)
+            .map(|r| batch(r).len())
+            .sum();
+        assert_eq!(table.len(), live);
+    }
+    table.clear();
+    assert!(table.is_empty());
+}
+
+#[test]
+fn a_live_flow_is_found_at_any_time_while_others_come_and_go() {
+    const STAY: u32 = 500;
+    const ROUNDS: u32 = 60;
+    let table = FlowTable::new(100_000);
+    for number in 0..STAY {
+        open_nth(&table, number, 0).unwrap();
+    }
+    let long = Tracking {
+        udp_timeout: std::time::Duration::from_secs(1_000_000),
+        ..Tracking::default()
+    };
+    let put_off = |number: u32, now: u64| {
+        let (key, packet) = nth(number);
+        let flow = table.find(&key, Millis(now)).expect("it is live");
+        assert_eq!(flow.admitted_by(), RuleId(number.into()));
+        assert!(flow.take_note(&packet, Direction::Egress, &long, Millis(now)));
+    };
+    for number in 0..STAY {
+        put_off(number, 0);
+    }
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..2u64 {
+            let (done, put_off) = (&done, &put_off);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    for number in 0..STAY {
+                        put_off(number, reader);
+                    }
+                }
+            });
+        }
+        // Others' records are opened, run out, are removed and given to the next.
+        for round in 0..ROUNDS {
+            let now = u64::from(round) * 40_000;
+            let first = 1_000_000 + round * 10_000;
+            for number in first..first + 3_000 + round % 7 * 1_000 {
+                open_nth(&table, number, now).unwrap();
+            }
+            for part in 0..table.shards() {
+                table.sweep_shards(part..part + 1, Millis(now + 30_000));
+            }
+            assert_eq!(table.len(), STAY as usize, "round {round}");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn several_workers_open_a_flow_once() {
+    let table = FlowTable::new(1_000);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for number in 0..900 {
+                    open_nth(&table, number, 0).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(table.len(), 900);
+}
+
+#[test]
+fn a_flow_that_gave_its_record_to_another_takes_no_note_any_more() {
+    let table = FlowTable::new(1);
+    open_nth(&table, 1, 0).unwrap();
+    let (key, packet) = nth(1);
+    let flow = table.find(&key, Millis(0)).unwrap();
+    assert_eq!(table.sweep(Millis(30_000)), 1);
+    open_nth(&table, 2, 30_000).unwrap();
+    assert!(!flow.take_note(
+        &packet,
+        Direction::Egress,
+        &Tracking::default(),
+        Millis(30_000)
+    ));
+    flow.set_passed(Judged::Acl, Direction::Egress, 7);
+    assert!(!flow.passed(Judged::Acl, Direction::Egress, 7));
+    let other = table.find(&nth(2).0, Millis(59_999)).unwrap();
+    assert!(!other.passed(Judged::Acl, Direction::Egress, 7));
+    assert!(
+        table.find(&nth(2).0, Millis(60_000)).is_none(),
+        "its own time"
+    );
+}
+
+#[test]
+fn a_million_flows_take_less_than_128_bytes_each() {
+    let table = FlowTable::new(DEFAULT_CAPACITY);
+    let empty = table.bytes();
+    assert!(empty < 1 << 20, "an empty table takes {empty} bytes");
+    for number in 0..1_000_000 {
+        open_nth(&table, number, 0).unwrap();
+    }
+    let each = table.bytes() as f64 / 1e6;
+    assert!(each <= 128.0, "{each} bytes");
+}

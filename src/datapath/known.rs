@@ -7,7 +7,7 @@
 //! is whether both ends still know the flow. Whatever isn't plain walks the whole road.
 
 use super::{Admission, Datapath, Fate, Verdict, Way};
-use crate::conntrack::{FlowRef, Judged, Millis, opens_connection};
+use crate::conntrack::{self, FlowRef, Judged, Millis, opens_connection};
 use crate::model::{Direction, InterfaceIx};
 use crate::packet::{FlowKey, Packet, Shape};
 use crate::policy::{Policy, PolicyInterface};
@@ -58,13 +58,14 @@ impl Datapath {
         let key = packet.flow_key(from, Direction::Egress)?;
         let hash = self.flows.hash(&key);
         let sent = self.flows.find_hashed(&key, hash, now)?;
-        let way = sent.way(generation)?;
+        let noted = sent.way(generation)?;
+        let receiver = policy.interface(noted.to)?;
+        let way = Way::of(noted, sender, receiver, packet)?;
         if shape.longest(packet.length) > usize::from(way.mtu) {
             return None;
         }
         let egress = admission(&sent, packet, Direction::Egress, generation)?;
 
-        let receiver = policy.interface(way.to)?;
         let mut ingress = None;
         if receiver.subnet().is_some() {
             let other = key.at_other_end(way.to, way.new_source, way.new_destination);
@@ -94,10 +95,45 @@ impl Datapath {
     }
 
     /// Notes the way that a packet of a known flow has gone, for those that follow.
-    pub(super) fn remember_way(&self, flow: &FlowRef<'_>, way: Way, generation: u64) {
-        if flow.way(generation) != Some(way) {
-            flow.set_way(way, generation);
+    pub(super) fn remember_way(
+        &self,
+        flow: &FlowRef<'_>,
+        way: Way,
+        through_gateway: bool,
+        generation: u64,
+    ) {
+        let noted = conntrack::Way {
+            to: way.to,
+            through_gateway,
+            new_source: way.new_source.is_some(),
+            new_destination: way.new_destination,
+        };
+        if flow.way(generation) != Some(noted) {
+            flow.set_way(noted, generation);
         }
+    }
+}
+
+impl Way {
+    /// The way that a flow remembers, from `sender` to `receiver`.
+    #[inline(always)]
+    fn of(
+        noted: conntrack::Way,
+        sender: &PolicyInterface,
+        receiver: &PolicyInterface,
+        packet: &Packet,
+    ) -> Option<Self> {
+        let new_source = if noted.new_source {
+            Some(sender.public_of(packet.source)?)
+        } else {
+            None
+        };
+        Some(Self {
+            to: noted.to,
+            new_source,
+            new_destination: noted.new_destination,
+            mtu: receiver.mtu_through(noted.through_gateway),
+        })
     }
 }
 

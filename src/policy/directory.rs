@@ -256,7 +256,7 @@ impl Directory {
                 let new_source = match source {
                     IpAddr::V6(_) => None,
                     IpAddr::V4(_) => {
-                        Some(public_of(from, source).ok_or(DropReason::NoPublicAddress)?)
+                        Some(from.public_of(source).ok_or(DropReason::NoPublicAddress)?)
                     }
                 };
                 // What lies in the VPC isn't found on the internet.
@@ -322,12 +322,4 @@ fn local(owner: Option<Owner>) -> Result<InterfaceIx, DropReason> {
         Some(Owner::Private(to)) => Ok(to),
         _ => Err(DropReason::UnknownDestination),
     }
-}
-
-fn public_of(interface: &PolicyInterface, private: IpAddr) -> Option<Ipv4Addr> {
-    interface
-        .addresses
-        .iter()
-        .find(|address| address.private == private)?
-        .public
 }
