@@ -37,6 +37,11 @@ fn lists_of_packets_hold_over_kept_and_mutated_inputs() {
 }
 
 #[test]
+fn super_packets_hold_over_kept_and_mutated_inputs() {
+    hold("vnet");
+}
+
+#[test]
 fn every_target_has_a_program_and_inputs_and_a_test() {
     let mut programs: Vec<String> = fs::read_dir("fuzz/targets")
         .unwrap()

@@ -32,6 +32,8 @@ mod lifecycle;
 mod mtu;
 #[path = "scenarios/net.rs"]
 mod net;
+#[path = "scenarios/offload.rs"]
+mod offload;
 #[path = "scenarios/ordinary_user.rs"]
 mod ordinary_user;
 #[path = "scenarios/pairs.rs"]

@@ -53,6 +53,12 @@ fn ipv4_header(bytes: &[u8]) -> usize {
     usize::from(bytes[0] & 0xf) * 4
 }
 
+/// Whether every checksum of the packet is right, and there is one.
+pub fn all_right(bytes: &[u8], packet: &Packet) -> bool {
+    let right = right(bytes, packet);
+    right.header && right.transport
+}
+
 /// Holds what arrives to what was sent: it is whole, nothing but addresses
 /// (and what follows from them) differs, and a right checksum is still right.
 pub fn delivered(sent: &[u8], arrived: &[u8]) -> Packet {

@@ -11,20 +11,23 @@ mod checks;
 mod files;
 mod frames;
 mod structured;
+mod vnet;
 mod wire;
 mod world;
 
 pub use files::{lab_files, packets_txt};
 pub use frames::frames;
 pub use structured::{as_frames, structured_frames};
+pub use vnet::vnet;
 
 /// Does something with the bytes, and panics if what must hold doesn't.
 pub type Body = fn(&[u8]);
 
 /// Every target by name; its corpus is in `fuzz/corpus/NAME`.
-pub const TARGETS: [(&str, Body); 4] = [
+pub const TARGETS: [(&str, Body); 5] = [
     ("frames", frames),
     ("structured_frames", structured_frames),
     ("lab_files", lab_files),
     ("packets_txt", packets_txt),
+    ("vnet", vnet),
 ];

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use sgwall::conntrack::Millis;
-use sgwall::datapath::{Answer, Datapath, Fate, Silent};
+use sgwall::datapath::{Answer, Datapath, Fate, Silent, Verdict};
 use sgwall::model::{InterfaceIx, Model};
 use sgwall::packet::{self, Packet, Shape, Transport};
 use sgwall::policy::{DropReason, Guard, Policy};
@@ -98,6 +98,12 @@ impl World {
             *self.orphans.entry(from).or_default() += count;
         }
         self.before = frames::SWEEP;
+    }
+
+    /// What the data path says of a frame, which nothing else is told of.
+    pub fn judge(&self, from: InterfaceIx, frame: &mut [u8], shape: Shape) -> Verdict {
+        self.datapath
+            .judge(self.policy, from, frame, shape, self.now, &mut Silent)
     }
 
     /// Sends a packet. Gives who gets it, and as what.
