@@ -11,15 +11,16 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent, Verdict};
 use sgwall::engine::{Engine, Options};
-use sgwall::link::{Link, MemoryLink, Readiness, Received};
+use sgwall::link::{Link, MemoryLink, Offloads, Readiness, Received};
 use sgwall::model::{InterfaceIx, Model};
-use sgwall::packet::Shape;
+use sgwall::packet::{self, Shape, Transport};
 use sgwall::policy::{DropReason, Policy};
 
 use self::world::{A_V4, A_V6, B_PUBLIC, B_V4, B_V6, CLIENT_V4};
@@ -294,9 +295,67 @@ fn new_flows_and_policies_are_counted() {
 /// A worker calls [`Link::recv`] on its own thread, where its counts are seen.
 #[test]
 fn a_worker_allocates_nothing_for_a_packet_of_a_known_flow() {
+    let packet = world::tcp((A_V4, 40_000), (B_V4, 443), false);
+    let at_once = worker_allocates_nothing_for(vec![(packet, Shape::Whole)], Offloads::ALL);
+    assert_eq!(at_once, 1);
+}
+
+#[test]
+fn a_worker_allocates_nothing_for_super_packets() {
+    let tcp = |payload: &[u8]| bytes_of(&world::tcp((A_V4, 40_000), (B_V4, 443), false), payload);
+    let frame = tcp(&[7; 60_000]);
+    let shape = Shape::segments(&frame, 1448, false).unwrap();
+    let passed = worker_allocates_nothing_for(vec![(frame.clone(), shape)], Offloads::ALL);
+    assert_eq!(passed, 42);
+    let split = worker_allocates_nothing_for(vec![(frame, shape)], Offloads::NONE);
+    assert_eq!(split, 1);
+}
+
+#[test]
+fn a_worker_allocates_nothing_for_packets_that_it_joins() {
+    // Two flows by turns.
+    let datagram = |port| bytes_of(&world::udp((A_V4, port), (B_V4, 53)), &[7; 64]);
+    let frames = vec![
+        (datagram(40_000), Shape::Whole),
+        (datagram(40_001), Shape::Whole),
+    ];
+    let joined = worker_allocates_nothing_for(frames.clone(), Offloads::ALL);
+    assert!(joined > 2, "{joined} at once");
+    assert_eq!(worker_allocates_nothing_for(frames, Offloads::NONE), 1);
+}
+
+/// `packet`, which ends with its transport header, with a payload.
+fn bytes_of(packet: &[u8], payload: &[u8]) -> Vec<u8> {
+    let read = packet::parse(packet).unwrap();
+    let (from, to) = (read.source, read.destination);
+    let transport = match read.transport {
+        Transport::Tcp {
+            source,
+            destination,
+            flags,
+            ..
+        } => Transport::Tcp {
+            source,
+            destination,
+            flags,
+            end: u32::try_from(payload.len()).unwrap(),
+            acknowledgement: 0,
+        },
+        other => other,
+    };
+    packet::build(from, to, read.protocol, transport, payload).unwrap()
+}
+
+/// Has a worker forward the frames again and again, to a link with those offloads.
+/// Gives the most packets that it sent at once.
+fn worker_allocates_nothing_for(frames: Vec<(Vec<u8>, Shape)>, offloads: Offloads) -> u64 {
     let (report, reported) = mpsc::channel();
+    let sink = Arc::new(Sink {
+        offloads,
+        at_once: AtomicU64::new(0),
+    });
     let endless = Endless {
-        packet: world::tcp((A_V4, 40_000), (B_V4, 443), false),
+        frames,
         progress: Mutex::new(Progress {
             sent: 0,
             before: (0, 0),
@@ -307,7 +366,7 @@ fn a_worker_allocates_nothing_for_a_packet_of_a_known_flow() {
     let endless = Arc::new(endless);
     let links: Vec<Arc<dyn Link>> = vec![
         Arc::clone(&endless) as _,
-        Arc::new(Sink),
+        Arc::clone(&sink) as _,
         Arc::new(MemoryLink::new(1)),
         Arc::new(MemoryLink::new(1)),
     ];
@@ -320,16 +379,22 @@ fn a_worker_allocates_nothing_for_a_packet_of_a_known_flow() {
     endless.waker.get().unwrap().wake().unwrap();
     let counts = reported.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(counts, (0, 0));
-    // The device was read once more when it reported.
+    // The device was read once more when it reported; what waited then for others to
+    // join it follows.
     let delivered = || engine.counters().traffic(world::b()).packets_in;
-    assert!(delivered() >= Endless::WARM_UP + PACKETS - 1);
+    let until = Instant::now() + Duration::from_secs(20);
+    while delivered() < Endless::WARM_UP + PACKETS {
+        assert!(Instant::now() < until, "{} delivered", delivered());
+        std::thread::yield_now();
+    }
+    sink.at_once.load(Ordering::Relaxed)
 }
 
-/// A link that always has the same packet to read, until it has said what the
+/// A link that always has the same frames to read, until it has said what the
 /// worker allocated meanwhile.
 #[derive(Debug)]
 struct Endless {
-    packet: Vec<u8>,
+    frames: Vec<(Vec<u8>, Shape)>,
     progress: Mutex<Progress>,
     report: mpsc::Sender<(u64, u64)>,
     waker: OnceLock<Arc<mio::Waker>>,
@@ -362,8 +427,13 @@ impl Link for Endless {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         progress.sent += 1;
-        buffer[..self.packet.len()].copy_from_slice(&self.packet);
-        Ok(Received::whole(self.packet.len()))
+        let number = usize::try_from(progress.sent).unwrap() % self.frames.len();
+        let (frame, shape) = &self.frames[number];
+        buffer[..frame.len()].copy_from_slice(frame);
+        Ok(Received {
+            length: frame.len(),
+            shape: Ok(*shape),
+        })
     }
 
     fn send(&self, _: &[u8], _: Shape) -> io::Result<()> {
@@ -381,15 +451,25 @@ impl Link for Endless {
 
 /// A link that takes everything and gives nothing.
 #[derive(Debug)]
-struct Sink;
+struct Sink {
+    offloads: Offloads,
+    /// The most packets of the wire in one frame.
+    at_once: AtomicU64,
+}
 
 impl Link for Sink {
     fn recv(&self, _: &mut [u8]) -> io::Result<Received> {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn send(&self, _: &[u8], _: Shape) -> io::Result<()> {
+    fn send(&self, frame: &[u8], shape: Shape) -> io::Result<()> {
+        let packets = shape.packets(frame.len()) as u64;
+        self.at_once.fetch_max(packets, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.offloads
     }
 
     fn readiness(&self) -> Readiness<'_> {

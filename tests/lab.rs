@@ -24,6 +24,8 @@ mod commands;
 mod common;
 #[path = "lab/floor.rs"]
 mod floor;
+#[path = "lab/offload.rs"]
+mod offload;
 #[path = "lab/roles.rs"]
 mod roles;
 #[path = "lab/support.rs"]
@@ -38,6 +40,8 @@ const TESTS: &[(&str, fn())] = tests![
     floor::each_entity_has_its_namespace_device_and_routes,
     floor::a_frame_from_a_socket_reaches_the_link,
     floor::a_packet_on_the_link_reaches_a_socket,
+    offload::a_burst_crosses_a_link_as_one_frame,
+    offload::without_offload_packets_cross_one_by_one,
     floor::an_idle_lab_sends_nothing,
     floor::replies_leave_by_the_interface_that_has_their_source,
     floor::down_leaves_nothing,
