@@ -7,6 +7,7 @@
     unsafe_code,
     reason = "an allocator that counts is an unsafe trait's implementation"
 )]
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

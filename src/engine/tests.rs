@@ -204,7 +204,7 @@ fn a_full_flow_table_refuses_new_flows_by_name() {
 /// short, which may be fragmented unless `df`.
 fn super_packet(count: usize, size: u16, df: bool) -> (Vec<u8>, Shape) {
     let payload: Vec<u8> = (0..count * usize::from(size) - 1)
-        .map(|i| (i % 251) as u8)
+        .map(|i| u8::try_from(i % 251).unwrap())
         .collect();
     let mut frame = packet::build(
         IpAddr::from([10, 0, 0, 10]),

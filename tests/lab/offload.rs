@@ -76,7 +76,9 @@ pub fn without_offload_packets_cross_one_by_one() {
 fn burst(lab: &Lab, model: &Model) -> Vec<u8> {
     let socket = socket_in(lab, model, "web");
     setsockopt(&socket, UdpGsoSegment, &1000).unwrap();
-    let text: Vec<u8> = (0..4500).map(|i| (i % 251) as u8).collect();
+    let text: Vec<u8> = (0..4500_u16)
+        .map(|i| u8::try_from(i % 251).unwrap())
+        .collect();
     socket.send_to(&text, "10.0.16.20:5432").unwrap();
     text
 }

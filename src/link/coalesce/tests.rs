@@ -123,7 +123,7 @@ impl Next {
         };
         let first = usize::try_from(self.sequence % 251).unwrap();
         let payload: Vec<u8> = (first..first + plan.length)
-            .map(|i| (i % 251) as u8)
+            .map(|i| u8::try_from(i % 251).unwrap())
             .collect();
         self.sequence = end;
         let mut frame = build(a, b, number, transport, &payload).unwrap();

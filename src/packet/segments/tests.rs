@@ -31,7 +31,9 @@ fn unsummed(v6: bool, transport: Transport, length: usize) -> Vec<u8> {
     } else {
         ("10.0.0.1".parse().unwrap(), "198.51.100.7".parse().unwrap())
     };
-    let payload: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+    let payload: Vec<u8> = (0..length)
+        .map(|i| u8::try_from(i % 251).unwrap())
+        .collect();
     let mut frame = build(source, destination, number(transport), transport, &payload).unwrap();
     let at = if v6 { 40 } else { 20 };
     let field = at
