@@ -40,6 +40,8 @@ pub struct Options {
     pub workers: usize,
     /// Most flows remembered at a time; untracked ones have half of it.
     pub max_flows: usize,
+    /// Whether workers poll without ever sleeping.
+    pub busy_poll: bool,
 }
 
 impl Default for Options {
@@ -47,6 +49,7 @@ impl Default for Options {
         Self {
             workers: default_workers(),
             max_flows: DEFAULT_CAPACITY,
+            busy_poll: false,
         }
     }
 }
@@ -115,6 +118,7 @@ struct Shared {
     /// Whether reading from each link failed the last time.
     broken: Vec<AtomicBool>,
     stop: AtomicBool,
+    busy_poll: bool,
     started: Instant,
 }
 
@@ -147,6 +151,7 @@ impl Engine {
                 .map(|_| CachePadded::new(AtomicU64::new(0)))
                 .collect(),
             stop: AtomicBool::new(false),
+            busy_poll: options.busy_poll,
             started: Instant::now(),
         });
         let mut engine = Self {

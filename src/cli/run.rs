@@ -54,6 +54,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_flows: usize,
+    /// Poll without ever sleeping: packets wait less, and every worker keeps a core
+    /// busy. For machines that have cores to spare.
+    #[arg(long)]
+    busy_poll: bool,
     /// Do without segmentation and checksum offload: every packet crosses by
     /// itself, as long as its interface's MTU at most.
     #[arg(long)]
@@ -120,6 +124,7 @@ fn hold(
     let options = Options {
         workers: args.workers,
         max_flows: args.max_flows,
+        busy_poll: args.busy_poll,
     };
     let offload = if args.no_offload {
         Offload::Off

@@ -46,6 +46,7 @@ fn start(port: u16, workers: usize) -> Bench {
         Options {
             workers,
             max_flows: 1000,
+            busy_poll: false,
         },
     )
     .unwrap();
@@ -103,6 +104,30 @@ fn allowed_packets_arrive_in_order_and_forbidden_ones_are_counted() {
         let a = bench.engine.counters().traffic(InterfaceIx::new(A));
         assert_eq!((a.packets_out, a.bytes_out), (1000, 32_000));
     }
+}
+
+#[test]
+fn workers_that_never_sleep_forward_swap_and_end_like_others() {
+    let links: Vec<Arc<MemoryLink>> = (0..2).map(|_| Arc::new(MemoryLink::new(64))).collect();
+    let engine = Engine::start(
+        links
+            .iter()
+            .map(|link| Arc::clone(link) as Arc<dyn Link>)
+            .collect(),
+        Policy::compile(&model(53), None),
+        Options {
+            busy_poll: true,
+            ..Options::default()
+        },
+    )
+    .unwrap();
+    links[A].inject(udp(4000, 53, 0)).unwrap();
+    wait_until("it arrives", || links[B].take().is_some());
+    let next = Policy::compile(&model(54), Some(&engine.policy()));
+    engine.swap(next).unwrap();
+    links[A].inject(udp(4001, 54, 0)).unwrap();
+    wait_until("it arrives", || links[B].take().is_some());
+    drop(engine);
 }
 
 #[test]
@@ -186,6 +211,7 @@ fn a_full_flow_table_refuses_new_flows_by_name() {
         Options {
             workers: 1,
             max_flows: 3, // a flow takes an entry at either end
+            busy_poll: false,
         },
     )
     .unwrap();
@@ -251,6 +277,7 @@ fn start_with(offloads: Offloads, mtu: u16) -> Bench {
         Options {
             workers: 1,
             max_flows: 1000,
+            busy_poll: false,
         },
     )
     .unwrap();

@@ -113,7 +113,8 @@ impl Worker {
     }
 
     fn wait(&mut self, events: &mut Events) {
-        let timeout = (!self.hot.is_empty()).then_some(std::time::Duration::ZERO);
+        let sleepless = self.shared.busy_poll || !self.hot.is_empty();
+        let timeout = sleepless.then_some(std::time::Duration::ZERO);
         if let Err(error) = self.poll.poll(events, timeout) {
             if error.kind() != ErrorKind::Interrupted {
                 tracing::error!(worker = self.number, %error, "polling failed");
