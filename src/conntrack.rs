@@ -177,7 +177,7 @@ impl FlowTable {
     pub fn touch(&self, keys: &[Option<FlowKey>]) {
         let mut hashes = [None; BATCH];
         let mut records = [None; BATCH];
-        let mut read = 0;
+        let mut read = 0_u64;
         for keys in keys.chunks(BATCH) {
             for (hash, key) in hashes.iter_mut().zip(keys) {
                 *hash = key.as_ref().map(|key| self.hash(key));
@@ -259,8 +259,7 @@ impl FlowTable {
             })
             .is_ok();
         let fill = |slot: &Slot| slot.let_to(&tenant(&key, opening, charge));
-        let home_of = |words: &[u64; 6]| self.home_of(words);
-        if reserved && shard.insert(&mut free, home, home_of, fill).is_some() {
+        if reserved && shard.insert(&mut free, home, fill).is_some() {
             return Ok(());
         }
         if reserved {
@@ -638,7 +637,7 @@ fn tenant<'a>(key: &'a FlowKey, opening: &Opening<'_>, charge: Option<InterfaceI
 #[expect(clippy::cast_possible_truncation, reason = "takes the hash apart")]
 fn home(hash: Hash, interface: InterfaceIx) -> Home {
     Home {
-        bucket: hash.0 as usize,
+        bucket: hash.0 as u32,
         tag: (hash.0 >> 32) as u16 ^ interface.ix() as u16,
     }
 }

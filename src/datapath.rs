@@ -289,8 +289,16 @@ impl Datapath {
 
     /// Removes what has expired, off the packet path.
     pub fn sweep(&self, now: Millis) -> Swept {
+        self.sweep_part(0, 1, now)
+    }
+
+    /// Likewise in one of `parts` parts of the table, the number `part` counted from 0;
+    /// and fragments that waited in vain, wherever they are.
+    pub fn sweep_part(&self, part: u32, parts: u32, now: Millis) -> Swept {
+        let shards = self.flows.shards();
+        let begin = |part: u32| shards * part as usize / parts.max(1) as usize;
         Swept {
-            flows: self.flows.sweep(now),
+            flows: self.flows.sweep_shards(begin(part)..begin(part + 1), now),
             orphans: self.fragments.sweep(now),
         }
     }

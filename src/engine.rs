@@ -30,8 +30,11 @@ use worker::Worker;
 
 pub use appliance::{Appliance, ReplaceError};
 
-/// Time between two sweeps of the flow table.
+/// Time in which the whole flow table is swept, a part after the other.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Into how many parts a sweep is divided, so that with a million flows it takes a core
+/// for a few milliseconds at a time and not for fifty.
+const SWEEP_PARTS: u32 = 16;
 
 /// How the engine runs.
 #[derive(Debug, Clone, Copy)]
@@ -168,8 +171,12 @@ impl Engine {
         let (sweeping, stopped) = channel::bounded::<()>(0);
         engine.sweeping = Some(sweeping);
         engine.spawn("sgwall-sweeper".to_owned(), move || {
-            while let Err(channel::RecvTimeoutError::Timeout) = stopped.recv_timeout(SWEEP_EVERY) {
-                let swept = shared.datapath.sweep(shared.now());
+            let mut part = 0;
+            while let Err(channel::RecvTimeoutError::Timeout) =
+                stopped.recv_timeout(SWEEP_EVERY / SWEEP_PARTS)
+            {
+                let swept = shared.datapath.sweep_part(part, SWEEP_PARTS, shared.now());
+                part = (part + 1) % SWEEP_PARTS;
                 let tally = shared.counters.tally(workers);
                 for (at, orphans) in swept.orphans {
                     tally.dropped(DropReason::OrphanFragment, at, orphans);
@@ -191,7 +198,9 @@ impl Engine {
     pub fn swap(&self, policy: Policy) -> Result<(), EngineError> {
         const PATIENCE: Duration = Duration::from_secs(2);
         let generation = policy.generation();
-        self.shared.policy.store(Arc::new(policy));
+        // Held until every worker has let go of it: a large policy takes time to free,
+        // and no packet is to wait for that.
+        let previous = self.shared.policy.swap(Arc::new(policy));
         for waker in &self.wakers {
             // A worker that can't be woken shows as stuck below.
             let _ = waker.wake();
@@ -209,6 +218,7 @@ impl Engine {
                 std::thread::sleep(Duration::from_micros(50));
             }
         }
+        drop(previous);
         Ok(())
     }
 

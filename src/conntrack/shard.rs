@@ -1,16 +1,16 @@
 //! A part of the table: records in chunks, and an index of them by hash. Found
 //! without a lock, changed under one.
 //!
-//! The index is an array of words, probed from a hash's home on. A word has sixteen
-//! bits of the hash and the record's number, so that a record is hardly ever read in
-//! vain. What is removed leaves a mark behind, which the next one that comes by
+//! The index is an array of words, probed from a hash's home on. A word has 48 bits
+//! of the hash and the record's number, so that a record is hardly ever read in vain,
+//! and none at all when words change places. What is removed leaves a mark behind, which the next one that comes by
 //! takes; marks at the end of a run are cleared. So words keep their places, and
 //! whoever looks finds what is there, but for the seldom moment when there are so many
 //! marks or records that all is put in order anew: who finds nothing then looks again.
 //! An index that has become too small stays, as somebody may be reading it: together
 //! they take a third of what the last one does.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::slot::{Life, Nature, Slot};
@@ -32,17 +32,26 @@ const TOUCHED: usize = 8;
 const PATIENCE: usize = 1 << 10;
 
 /// Index word: nothing has been here, so a search ends.
-const EMPTY: u32 = 0;
+const EMPTY: u64 = 0;
 /// Index word: something was here; its record number, 0, is nobody's.
-const REMOVED: u32 = 1 << 16;
+const REMOVED: u64 = 1 << 16;
 
 /// Where a hash belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Home {
-    /// The position in the index at which a search begins.
-    pub(super) bucket: usize,
+    /// The position in the index at which a search begins: as many of the lower bits
+    /// as it has.
+    pub(super) bucket: u32,
     /// Tells most of those apart that are found there.
     pub(super) tag: u16,
+}
+
+impl Home {
+    /// What an index word has above the record's number.
+    #[inline(always)]
+    fn mark(self) -> u64 {
+        u64::from(self.bucket) << 16 | u64::from(self.tag)
+    }
 }
 
 /// A part of the table.
@@ -52,7 +61,7 @@ pub(super) struct Shard {
     order: AtomicU32,
     /// Which of the indices is in use.
     current: AtomicUsize,
-    indices: [OnceLock<Box<[AtomicU32]>>; INDICES],
+    indices: [OnceLock<Box<[AtomicU64]>>; INDICES],
     chunks: Box<[OnceLock<Box<[Slot]>>]>,
     most: usize,
     /// Whoever changes the index, or of a record more than its life, holds this.
@@ -97,13 +106,13 @@ impl Shard {
             let order = self.order.load(Ordering::Acquire);
             let index = self.index()?;
             let mask = index.len() - 1;
-            let mut at = home.bucket & mask;
+            let mut at = home.bucket as usize & mask;
             for _ in 0..index.len() {
                 let word = index.get(at)?.load(Ordering::Acquire);
                 if word == EMPTY {
                     break;
                 }
-                if word >> 16 == u32::from(home.tag)
+                if word >> 16 == home.mark()
                     && let Some(slot) = self.slot(word)
                     && let Some(found) = found(slot, key)
                 {
@@ -122,9 +131,9 @@ impl Shard {
     /// Reads the word of the index at which a search begins. What is read is of no
     /// use; that it is at hand afterwards is.
     #[inline(always)]
-    pub(super) fn touch_index(&self, home: Home) -> u32 {
+    pub(super) fn touch_index(&self, home: Home) -> u64 {
         self.index().map_or(0, |index| {
-            index[home.bucket & (index.len() - 1)].load(Ordering::Relaxed)
+            index[home.bucket as usize & (index.len() - 1)].load(Ordering::Relaxed)
         })
     }
 
@@ -134,8 +143,8 @@ impl Shard {
         let index = self.index()?;
         let mask = index.len() - 1;
         for step in 0..TOUCHED {
-            let word = index[(home.bucket + step) & mask].load(Ordering::Relaxed);
-            if word >> 16 == u32::from(home.tag) {
+            let word = index[(home.bucket as usize + step) & mask].load(Ordering::Relaxed);
+            if word >> 16 == home.mark() {
                 return self.slot(word);
             }
         }
@@ -150,18 +159,17 @@ impl Shard {
     }
 
     /// A record for the flow with that key, which has none; `fill` lets it to the
-    /// flow. `None` if there is no room. `home_of` gives where a key belongs.
+    /// flow. `None` if there is no room.
     pub(super) fn insert(
         &self,
         free: &mut Free,
         home: Home,
-        home_of: impl Fn(&[u64; 6]) -> Home,
         fill: impl FnOnce(&Slot),
     ) -> Option<()> {
-        self.make_room(free, home_of);
+        self.make_room(free);
         let index = self.index()?;
         let mask = index.len() - 1;
-        let mut at = home.bucket & mask;
+        let mut at = home.bucket as usize & mask;
         // There is room: records are fewer than words.
         while number(index[at].load(Ordering::Relaxed)).is_some() {
             at = (at + 1) & mask;
@@ -178,7 +186,7 @@ impl Shard {
             .get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
         fill(&chunk[number % CHUNK]);
         free.marks -= usize::from(index[at].load(Ordering::Relaxed) == REMOVED);
-        index[at].store(word(home.tag, number), Ordering::Release);
+        index[at].store(word(home, number), Ordering::Release);
         Some(())
     }
 
@@ -189,7 +197,7 @@ impl Shard {
             return false;
         };
         let mask = index.len() - 1;
-        let mut at = home.bucket & mask;
+        let mut at = home.bucket as usize & mask;
         for _ in 0..index.len() {
             let word = index[at].load(Ordering::Relaxed);
             if word == EMPTY {
@@ -214,7 +222,7 @@ impl Shard {
 
     /// Puts the index in order if marks or records take up too much of it: three
     /// quarters at the most, so that searches end soon.
-    fn make_room(&self, free: &mut Free, home_of: impl Fn(&[u64; 6]) -> Home) {
+    fn make_room(&self, free: &mut Free) {
         let records = free.fresh - free.back.len();
         let old = self.index();
         let length = old.map_or(0, <[_]>::len);
@@ -222,11 +230,11 @@ impl Shard {
         if !full(records + free.marks, length) {
             return;
         }
-        let there: Vec<(usize, u32)> = old
+        let there: Vec<u64> = old
             .into_iter()
             .flatten()
             .map(|word| word.load(Ordering::Relaxed))
-            .filter_map(|word| Some((home_of(&self.slot(word)?.key_words()).bucket, word)))
+            .filter(|word| number(*word).is_some())
             .collect();
         self.order.fetch_add(1, Ordering::AcqRel);
         fence(Ordering::Release);
@@ -237,15 +245,15 @@ impl Shard {
         }
         let index = self.indices[current].get_or_init(|| {
             (0..FIRST_INDEX << (GROWTH * current))
-                .map(|_| AtomicU32::new(EMPTY))
+                .map(|_| AtomicU64::new(EMPTY))
                 .collect()
         });
         for word in index {
             word.store(EMPTY, Ordering::Relaxed);
         }
         let mask = index.len() - 1;
-        for (bucket, word) in there {
-            let mut at = bucket & mask;
+        for word in there {
+            let mut at = bucket(word) & mask;
             while index[at].load(Ordering::Relaxed) != EMPTY {
                 at = (at + 1) & mask;
             }
@@ -258,7 +266,7 @@ impl Shard {
 
     /// The index in use.
     #[inline(always)]
-    fn index(&self) -> Option<&[AtomicU32]> {
+    fn index(&self) -> Option<&[AtomicU64]> {
         let current = self.current.load(Ordering::Acquire);
         self.indices.get(current)?.get().map(|index| &**index)
     }
@@ -285,7 +293,7 @@ impl Shard {
 
     /// The record that an index word speaks of.
     #[inline(always)]
-    fn slot(&self, word: u32) -> Option<&Slot> {
+    fn slot(&self, word: u64) -> Option<&Slot> {
         let number = usize::from(number(word)?);
         self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
     }
@@ -294,22 +302,25 @@ impl Shard {
 /// The record number in an index word.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "takes the word apart")]
-fn number(word: u32) -> Option<u16> {
+fn number(word: u64) -> Option<u16> {
     (word as u16).checked_sub(1)
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a shard has fewer than 2^16 - 1 records"
-)]
-fn word(tag: u16, number: usize) -> u32 {
-    u32::from(tag) << 16 | (number as u32 + 1)
+/// The bucket in an index word.
+#[inline]
+fn bucket(word: u64) -> usize {
+    (word >> 32) as usize
+}
+
+/// A shard has fewer than 2^16 - 1 records.
+fn word(home: Home, number: usize) -> u64 {
+    home.mark() << 16 | (number as u64 + 1)
 }
 
 impl Free {
     /// Clears a word of the index. Where no search goes on after it, the marks
     /// before it are of no use any more either.
-    fn clear(&mut self, index: &[AtomicU32], mut at: usize) {
+    fn clear(&mut self, index: &[AtomicU64], mut at: usize) {
         let mask = index.len() - 1;
         if index[(at + 1) & mask].load(Ordering::Relaxed) != EMPTY {
             index[at].store(REMOVED, Ordering::Release);

@@ -165,9 +165,8 @@ impl Slot {
 
     /// Reads from both ends of the record, so that it is at hand.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "nobody looks at it")]
-    pub(super) fn touch(&self) -> u32 {
-        self.life.load(Ordering::Relaxed) as u32 ^ self.way[1].load(Ordering::Relaxed)
+    pub(super) fn touch(&self) -> u64 {
+        self.life.load(Ordering::Relaxed) ^ u64::from(self.way[1].load(Ordering::Relaxed))
     }
 
     /// Whether what was read since `life` was is that tenant's.
