@@ -20,8 +20,10 @@ pub struct Fleet {
     pub groups: usize,
     /// Groups that each interface carries.
     pub carried: usize,
-    /// Rules of each group in each direction.
-    pub rules: usize,
+    /// Rules of each group for what comes in.
+    pub ingress: usize,
+    /// Rules of each group for what goes out.
+    pub egress: usize,
 }
 
 /// Prefix lists, and entries of each.
@@ -119,8 +121,8 @@ pub fn with_one_rule_added(model: &Model) -> Model {
 }
 
 fn group(fleet: Fleet, at: usize) -> SecurityGroup {
-    let rules = |direction: &str| {
-        (0..fleet.rules)
+    let rules = |direction: &str, count: usize| {
+        (0..count)
             .map(|number| {
                 let peer = peer(fleet, at, number);
                 let name = format!("g{at} {direction} {number}");
@@ -135,7 +137,7 @@ fn group(fleet: Fleet, at: usize) -> SecurityGroup {
                         Peer::Group(group) => format!("sg/group-{}", group.ix()),
                     },
                     description: format!("what {name} is for"),
-                    place: place(at * fleet.rules * 2 + number),
+                    place: place(at * (fleet.ingress + fleet.egress) + number),
                 }
             })
             .collect()
@@ -144,8 +146,8 @@ fn group(fleet: Fleet, at: usize) -> SecurityGroup {
         id: format!("sg-{at:017x}"),
         name: format!("group-{at}"),
         description: String::new(),
-        ingress: rules("ingress"),
-        egress: rules("egress"),
+        ingress: rules("ingress", fleet.ingress),
+        egress: rules("egress", fleet.egress),
         place: place(0),
     }
 }

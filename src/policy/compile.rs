@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::model::{
-    Attachment, Direction, EntityKind, GroupIx, InterfaceIx, LoadBalancer, Model, Peer,
+    Attachment, Direction, EntityKind, GroupIx, Interface, InterfaceIx, LoadBalancer, Model, Peer,
     SecurityGroup, SecurityGroupRule,
 };
 
@@ -17,12 +17,19 @@ use super::rule::CompiledRule;
 use super::table::{GroupKey, GroupTable, PeerSet, RuleTable, Source, TableIndex};
 use super::{Allowance, Guard, Policy, PolicyInterface, PolicySubnet};
 
+/// In the order of [`way`].
+const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+fn way(direction: Direction) -> usize {
+    usize::from(direction == Direction::Egress)
+}
+
 /// What a policy keeps for the next one to take over.
 #[derive(Debug, Default)]
 pub(super) struct Compiled {
     names: Arc<GroupNames>,
-    /// By key; of groups that an interface carries.
-    groups: Vec<[Option<GroupTable>; 2]>,
+    /// By key, both ways; of groups that an interface carries.
+    groups: Vec<Option<[GroupTable; 2]>>,
     /// Entries of each prefix list, by id.
     lists: HashMap<String, Arc<[IpNet]>>,
 }
@@ -156,11 +163,11 @@ impl<'m> Tables<'m> {
             })
             .collect();
         let by_id = model.prefix_lists.iter().zip(&lists);
-        Self {
+        let mut this = Self {
             model,
             before,
             compiled: Compiled {
-                groups: vec![[None, None]; names.names.len()],
+                groups: vec![None; names.names.len()],
                 names,
                 lists: by_id
                     .map(|(list, entries)| (list.id.clone(), Arc::clone(entries)))
@@ -171,7 +178,9 @@ impl<'m> Tables<'m> {
             subnets: subnets(model, &slots),
             made: HashMap::new(),
             hosts: hosts(model, &slots),
-        }
+        };
+        this.groups();
+        this
     }
 
     fn interface(&mut self, at: InterfaceIx) -> PolicyInterface {
@@ -212,29 +221,44 @@ impl<'m> Tables<'m> {
         if let Some((member_of, tables)) = self.made.get_key_value(member_of.as_slice()) {
             return (Arc::clone(member_of), tables.clone());
         }
-        let tables = [Direction::Ingress, Direction::Egress].map(|direction| {
-            let tables = groups.iter().map(|group| self.group(*group, direction));
-            RuleTable::new(tables.collect())
+        let tables = DIRECTIONS.map(|direction| {
+            let compiled = |key: &GroupKey| self.compiled.groups[key.ix()].as_ref();
+            let tables = member_of.iter().filter_map(compiled);
+            RuleTable::new(tables.map(|ways| ways[way(direction)].clone()).collect())
         });
         let member_of: Arc<[GroupKey]> = member_of.into();
         self.made.insert(Arc::clone(&member_of), tables.clone());
         (member_of, tables)
     }
 
-    fn group(&mut self, group: GroupIx, direction: Direction) -> GroupTable {
-        let at = self.keys[group.ix()].ix();
-        let way = usize::from(direction == Direction::Egress);
-        if let Some(table) = &self.compiled.groups[at][way] {
-            return table.clone();
+    /// Compiles every group that an interface carries, in the order in which they
+    /// are declared: so they lie in memory, which is what comparing a large model
+    /// with what was compiled of the last one takes its time for.
+    fn groups(&mut self) {
+        let mut carried = vec![false; self.keys.len()];
+        for group in self.model.interfaces.iter().flat_map(Interface::groups) {
+            carried[group.ix()] = true;
         }
-        let group = &self.model.security_groups[group.ix()];
+        for (at, group) in self.model.security_groups.iter().enumerate() {
+            if carried[at] {
+                let key = self.keys[at].ix();
+                let before = self.before.groups.get(key).and_then(Option::as_ref);
+                self.compiled.groups[key] = Some(DIRECTIONS.map(|direction| {
+                    let before = before.map(|ways| &ways[way(direction)]);
+                    self.group(group, direction, before)
+                }));
+            }
+        }
+    }
+
+    fn group(
+        &self,
+        group: &SecurityGroup,
+        direction: Direction,
+        before: Option<&GroupTable>,
+    ) -> GroupTable {
         let rules = group.rules(direction);
-        let before = self
-            .before
-            .groups
-            .get(at)
-            .and_then(|ways| ways[way].as_ref());
-        let table = GroupTable {
+        GroupTable {
             index: match before {
                 Some(old) if self.are_sources(old.index.sources(), rules) => Arc::clone(&old.index),
                 _ => Arc::new(TableIndex::new(
@@ -247,9 +271,7 @@ impl<'m> Tables<'m> {
                 }
                 _ => CompiledRule::all_of(group, direction),
             },
-        };
-        self.compiled.groups[at][way] = Some(table.clone());
-        table
+        }
     }
 
     /// Whether `sources` are what a table of these rules would be made from.
@@ -296,10 +318,7 @@ fn subnets(model: &Model, slots: &[Option<InterfaceIx>]) -> Vec<Arc<PolicySubnet
     let acls: Vec<[Arc<AclTable>; 2]> = model
         .network_acls
         .iter()
-        .map(|acl| {
-            [Direction::Ingress, Direction::Egress]
-                .map(|direction| Arc::new(AclTable::new(acl, direction)))
-        })
+        .map(|acl| DIRECTIONS.map(|direction| Arc::new(AclTable::new(acl, direction))))
         .collect();
     let slot = |at: InterfaceIx| slots.get(at.ix()).copied().flatten();
     let routes: Vec<Arc<RouteIndex>> = model

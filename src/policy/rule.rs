@@ -40,25 +40,19 @@ impl CompiledRule {
     /// All rules of a group in one direction.
     pub(super) fn all_of(group: &SecurityGroup, direction: Direction) -> Arc<[Self]> {
         let rules = group.rules(direction);
-        let length = |rule: &SecurityGroupRule| rule.peer_text.len() + rule.description.len();
-        let mut texts = String::with_capacity(rules.iter().map(length).sum());
-        let mut add = |text: &str| {
-            let begin = index(texts.len());
-            texts.push_str(text);
-            begin
+        let mut end = 0;
+        let mut after = |text: &str| {
+            end += text.len();
+            index(end)
         };
         let declared = rules
             .iter()
-            .map(|rule| {
-                let peer = add(&rule.peer_text);
-                let description = add(&rule.description);
-                DeclaredRule {
-                    traffic: rule.traffic,
-                    place: rule.place.clone(),
-                    peer,
-                    description,
-                    end: add(""),
-                }
+            .map(|rule| DeclaredRule {
+                traffic: rule.traffic,
+                place: rule.place.clone(),
+                peer: after(""),
+                description: after(&rule.peer_text),
+                end: after(&rule.description),
             })
             .collect();
         let declared = Arc::new(DeclaredGroup {
@@ -66,7 +60,7 @@ impl CompiledRule {
             name: group.name.clone(),
             direction,
             rules: declared,
-            texts: texts.into_boxed_str(),
+            texts: texts(rules).into_boxed_str(),
         });
         rules
             .iter()
@@ -85,16 +79,20 @@ impl CompiledRule {
         let Some(first) = rules.first() else {
             return declared.is_empty();
         };
+        let same = |(own, declared): (&Self, &SecurityGroupRule)| {
+            own.id == declared.id
+                && own.traffic() == declared.traffic
+                && *own.place() == declared.place
+                && own.peer().len() == declared.peer_text.len()
+                && own.description().len() == declared.description.len()
+        };
         first.group.id == group.id
             && first.group.name == group.name
             && rules.len() == declared.len()
-            && rules.iter().zip(declared).all(|(own, declared)| {
-                own.id == declared.id
-                    && own.traffic() == declared.traffic
-                    && *own.place() == declared.place
-                    && own.peer() == declared.peer_text
-                    && own.description() == declared.description
-            })
+            && rules.iter().zip(declared).all(same)
+            // All at once: short texts lie all over the heap, and are sooner
+            // copied than compared one by one.
+            && *first.group.texts == *texts(declared)
     }
 
     /// `sg-…` of its group.
@@ -141,6 +139,17 @@ impl CompiledRule {
     fn text(&self, begin: u32, end: u32) -> &str {
         &self.group.texts[begin as usize..end as usize]
     }
+}
+
+/// What the rules say in words, one after the other.
+fn texts(rules: &[SecurityGroupRule]) -> String {
+    let length = |rule: &SecurityGroupRule| rule.peer_text.len() + rule.description.len();
+    let mut texts = String::with_capacity(rules.iter().map(length).sum());
+    for rule in rules {
+        texts.push_str(&rule.peer_text);
+        texts.push_str(&rule.description);
+    }
+    texts
 }
 
 impl fmt::Debug for CompiledRule {
