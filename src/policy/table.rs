@@ -219,6 +219,7 @@ impl TableIndex {
         }
         peer_groups
             .iter()
+            .filter(|group| self.referenced.may_have(**group))
             .filter_map(|group| self.groups.get(group))
             .map(|matcher| matcher.first(&self.arena, query))
             .fold(first, RuleNumber::min)
@@ -376,9 +377,16 @@ impl GroupBits {
     fn of<'g>(groups: impl IntoIterator<Item = &'g GroupKey>) -> Self {
         let mut bits = Self::default();
         for group in groups {
-            bits.0[group.ix() / 64 % 4] |= 1 << (group.ix() % 64);
+            let (word, bit) = Self::place(*group);
+            bits.0[word] |= bit;
         }
         bits
+    }
+
+    #[inline]
+    fn may_have(self, group: GroupKey) -> bool {
+        let (word, bit) = Self::place(group);
+        self.0[word] & bit != 0
     }
 
     /// Whether a group may be in both; if not, none is.
@@ -388,6 +396,10 @@ impl GroupBits {
             .iter()
             .zip(other.0)
             .any(|(own, other)| own & other != 0)
+    }
+
+    fn place(group: GroupKey) -> (usize, u64) {
+        (group.ix() / 64 % 4, 1 << (group.ix() % 64))
     }
 }
 

@@ -255,8 +255,8 @@ fn branch<B: Bits, T>(
     }
 }
 
-/// How many bits tell so many prefixes apart if they are spread evenly: fewer
-/// than two cells for each, and no more bits than are left.
+/// How many bits tell so many prefixes apart if they are spread evenly: two cells
+/// for each at most, and no more bits than are left.
 fn stride(prefixes: usize, left: u8) -> u8 {
     let bits = u8::try_from(prefixes.ilog2() + 1).unwrap_or(u8::MAX);
     bits.min(left)
