@@ -134,7 +134,7 @@ impl<'a> Relay<'a> {
 
     fn run(mut self) {
         let mut events = Events::with_capacity(256);
-        let mut frame = vec![0; FRAME];
+        let mut buffer = vec![0; FRAME];
         while !self.stop.load(Ordering::Acquire) {
             let timeout = self.hot.contains(&true).then_some(Duration::ZERO);
             if let Err(error) = self.poll.poll(&mut events, timeout)
@@ -150,20 +150,20 @@ impl<'a> Relay<'a> {
             }
             for link in 0..2 {
                 if self.hot[link] {
-                    self.hot[link] = self.copy(link, &mut frame);
+                    self.hot[link] = self.copy(link, &mut buffer);
                 }
             }
         }
     }
 
     /// Copies up to a budget of frames; whether there may be more.
-    fn copy(&self, from: usize, frame: &mut [u8]) -> bool {
+    fn copy(&self, from: usize, buffer: &mut [u8]) -> bool {
         for _ in 0..BUDGET {
-            match self.links[from].recv(frame) {
+            match self.links[from].recv(buffer) {
                 // What can't be written is lost, as on any wire.
                 Ok(received) => {
                     if let Ok(shape) = received.shape {
-                        drop(self.links[1 - from].send(&frame[..received.length], shape));
+                        drop(self.links[1 - from].send(received.frame(buffer), shape));
                     }
                 }
                 Err(error) => return error.kind() == ErrorKind::Interrupted,

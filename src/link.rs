@@ -22,9 +22,9 @@ pub use self::memory::MemoryLink;
 pub use self::offloads::{Offload, Offloads};
 pub use self::tun::TunLink;
 
-/// Room for the longest frame: IPv6's header before the most that its length
-/// field can say.
-pub const FRAME: usize = 40 + 65_535;
+/// Room for the longest frame, IPv6's header before the most that its length
+/// field can say, and a device's own header before it.
+pub const FRAME: usize = virtio::HEADER + 40 + 65_535;
 
 /// How a worker learns that a link has frames to read.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub enum Readiness<'a> {
 /// A frame that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
+    /// Where in the buffer it starts.
+    pub start: usize,
     /// Its bytes.
     pub length: usize,
     /// What they stand for, unless whoever sent it contradicts himself: then it
@@ -48,7 +50,8 @@ pub struct Received {
 /// One attachment of the appliance to the world. Any thread may call any
 /// method; frames sent from several threads are not torn or mixed.
 pub trait Link: Send + Sync + fmt::Debug {
-    /// Reads one frame into `buffer`, which has room for [`FRAME`] bytes.
+    /// Reads one frame into `buffer`, which has room for [`FRAME`] bytes;
+    /// [`Received::frame`] is where it is.
     ///
     /// # Errors
     /// `WouldBlock` when there is none now; anything else means that the link
@@ -79,11 +82,18 @@ pub trait Link: Send + Sync + fmt::Debug {
 }
 
 impl Received {
-    /// An ordinary packet.
+    /// An ordinary packet at the start of the buffer.
     pub fn whole(length: usize) -> Self {
         Self {
+            start: 0,
             length,
             shape: Ok(Shape::Whole),
         }
+    }
+
+    /// The frame, in the buffer that it was read into.
+    #[inline]
+    pub fn frame<'b>(&self, buffer: &'b mut [u8]) -> &'b mut [u8] {
+        &mut buffer[self.start..][..self.length]
     }
 }

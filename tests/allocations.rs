@@ -432,6 +432,7 @@ impl Link for Endless {
         let (frame, shape) = &self.frames[number];
         buffer[..frame.len()].copy_from_slice(frame);
         Ok(Received {
+            start: 0,
             length: frame.len(),
             shape: Ok(*shape),
         })

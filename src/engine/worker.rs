@@ -86,7 +86,7 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let mut policy = Cache::new(Arc::clone(&shared.policy));
         let mut events = Events::with_capacity(EVENTS);
-        let mut frame = vec![0; FRAME];
+        let mut buffer = vec![0; FRAME];
         let mut delivery = Delivery::new(&shared, self.number);
         while !shared.stop.load(Ordering::Acquire) {
             self.wait(&mut events);
@@ -101,7 +101,7 @@ impl Worker {
                 // told to `Engine::swap`, which waits for it.
                 let policy = policy.load();
                 shared.seen[self.number].store(policy.generation(), Ordering::Release);
-                let left = self.drain(link, policy, &mut frame, &mut delivery);
+                let left = self.drain(link, policy, &mut buffer, &mut delivery);
                 delivery.flush();
                 if left == Left::More {
                     self.mark_hot(link);
@@ -147,18 +147,18 @@ impl Worker {
         &self,
         link: usize,
         policy: &Policy,
-        frame: &mut [u8],
+        buffer: &mut [u8],
         delivery: &mut Delivery<'_>,
     ) -> Left {
         let shared = &*self.shared;
         let from = InterfaceIx::new(link);
         let now = shared.now();
         for _ in 0..BUDGET {
-            let received = match shared.links[link].recv(frame) {
+            let received = match shared.links[link].recv(buffer) {
                 Ok(received) => received,
                 Err(error) => return self.cannot_read(link, &error),
             };
-            let frame = &mut frame[..received.length];
+            let frame = received.frame(buffer);
             let Ok(shape) = received.shape else {
                 delivery.malformed(from);
                 continue;

@@ -2,7 +2,7 @@
 //!
 //! The order within a flow follows from the structure: of a flow there is at most one
 //! run that waits, and a packet either joins its end or is sent after it. Super-packets
-//! and whatever can't join go by without being copied.
+//! go by without being copied, after all that waits.
 
 use super::Offloads;
 use crate::model::InterfaceIx;
@@ -65,6 +65,11 @@ impl Coalescer {
         offloads: Offloads,
         mut send: impl FnMut(Ends, &[u8], Shape),
     ) {
+        if let Shape::Segments(_) = shape {
+            // Writing it takes as long as many packets: nothing waits for that.
+            self.flush(&mut send);
+            return send(ends, frame, shape);
+        }
         let Some(head) = Head::of(frame) else {
             // A fragment, or an ICMP error, may be about any flow.
             self.flush_to(ends.to, &mut send);

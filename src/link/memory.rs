@@ -74,6 +74,7 @@ impl Link for MemoryLink {
             .ok_or(io::ErrorKind::InvalidInput)?;
         room.copy_from_slice(&frame);
         Ok(Received {
+            start: 0,
             length: frame.len(),
             shape: Ok(shape),
         })

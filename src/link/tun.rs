@@ -1,7 +1,7 @@
 //! TUN devices: the appliance's end of an entity's `eth0`.
 
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -118,14 +118,17 @@ impl Link for TunLink {
         if !self.has_header {
             return Ok(Received::whole(unistd::read(&self.fd, buffer)?));
         }
-        let mut header = [0; virtio::HEADER];
-        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
-        let length = uio::readv(&self.fd, &mut parts)?
-            .checked_sub(virtio::HEADER)
+        // Header and frame in one piece: apart they would cost the kernel more to read.
+        let length = unistd::read(&self.fd, buffer)?;
+        let (header, frame) = buffer
+            .get(..length)
+            .and_then(<[u8]>::split_first_chunk)
             .ok_or(io::ErrorKind::UnexpectedEof)?;
-        let frame = buffer.get(..length).unwrap_or_default();
-        let shape = virtio::decode(header, frame);
-        Ok(Received { length, shape })
+        Ok(Received {
+            start: virtio::HEADER,
+            length: frame.len(),
+            shape: virtio::decode(*header, frame),
+        })
     }
 
     #[inline]

@@ -28,7 +28,7 @@ pub fn a_burst_crosses_a_link_as_one_frame() {
         received.is_some()
     });
     let received = received.unwrap();
-    let mut frame = frame[..received.length].to_vec();
+    let mut frame = received.frame(&mut frame).to_vec();
     let shape = received.shape.unwrap();
     assert_eq!(shape.packets(frame.len()), 5);
     assert_eq!(frame[28..], text);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sgwall::lab::control::{Server, Serving};
 use sgwall::lab::{Lab, Privilege, STATE_DIR_VARIABLE, Session, prepare};
-use sgwall::link::{Link, TunLink};
+use sgwall::link::{FRAME, Link, TunLink};
 use sgwall::model::Model;
 
 use super::common::unique_name;
@@ -86,9 +86,9 @@ pub fn socket_in(lab: &Lab, model: &Model, entity: &str) -> UdpSocket {
 }
 
 pub fn receive_now(link: &TunLink) -> Option<Vec<u8>> {
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; FRAME];
     match link.recv(&mut buffer) {
-        Ok(received) => Some(buffer[..received.length].to_vec()),
+        Ok(received) => Some(received.frame(&mut buffer).to_vec()),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) => panic!("{error}"),
     }

@@ -49,12 +49,12 @@ impl Link for Saboteur {
     fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
             let received = self.link.recv(buffer)?;
-            let length = received.length;
-            let port = udp_port(&buffer[..length]);
+            let frame = received.frame(buffer);
+            let port = udp_port(frame);
             match (self.sabotage, port) {
                 (Sabotage::LosesOut, Some(ALLOWED)) | (Sabotage::HidesOut, Some(FORBIDDEN)) => {}
                 (Sabotage::LeaksOut, Some(FORBIDDEN)) => {
-                    set_udp_port(&mut buffer[..length], ALLOWED);
+                    set_udp_port(frame, ALLOWED);
                     return Ok(received);
                 }
                 _ => return Ok(received),

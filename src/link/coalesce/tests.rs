@@ -352,6 +352,29 @@ fn what_differs_begins_anew_behind_the_others() {
 }
 
 #[test]
+fn nothing_waits_while_a_super_packet_is_written() {
+    let mut coalescer = Coalescer::new();
+    let mut sent = Vec::new();
+    let mut send = |_: Ends, frame: &[u8], shape: Shape| sent.push(shape.packets(frame.len()));
+    let frame = |flow, length| {
+        let plan = Plan {
+            flow,
+            length,
+            partial: true,
+            oddity: Oddity::None,
+            to: B,
+        };
+        Next::default().frame(&plan)
+    };
+    let (small, shape) = frame(0, 100);
+    coalescer.add(to(B), &small, shape, Offloads::ALL, &mut send);
+    let (large, _) = frame(2, 10_000);
+    let shape = Shape::segments(&large, 1000, false).unwrap();
+    coalescer.add(to(C), &large, shape, Offloads::ALL, &mut send);
+    assert_eq!(sent, [1, 10]);
+}
+
+#[test]
 fn packets_of_several_flows_are_joined_though_they_come_by_turns() {
     let mut coalescer = Coalescer::new();
     let mut flows = [Next::default(); 4];
