@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::uio;
 use nix::unistd;
 use tun::{AbstractDevice, Configuration, Device, Layer};
 
+use super::offloads::Granted;
 use super::{Link, Offload, Offloads, Readiness, Received, virtio};
 use crate::packet::Shape;
 
@@ -17,10 +17,6 @@ mod ioctl;
 
 /// Longest name of a network device: `IFNAMSIZ` less its closing zero.
 const MAX_NAME: usize = 15;
-/// How many frames in a row a device may refuse until an offload is given up. One
-/// could be of an oddity that whoever sent it meant to be refused; some kernels
-/// (6.1 to 6.10 had such in their stable series) refuse all.
-const REFUSALS: u8 = 8;
 
 /// A TUN device, open and non-blocking. It is not persistent: when the last
 /// descriptor closes, however the process ended, the device is gone and with
@@ -30,10 +26,8 @@ pub struct TunLink {
     fd: OwnedFd,
     /// Whether each frame has a [`virtio`] header before it.
     has_header: bool,
-    /// What may be written: [`Offloads`] as bits.
-    offloads: AtomicU8,
-    /// Frames with an offload that were refused since one was taken.
-    refused: AtomicU8,
+    /// What may be written.
+    granted: Granted,
 }
 
 impl TunLink {
@@ -81,8 +75,7 @@ impl TunLink {
             name,
             fd,
             has_header: offload == Offload::Granted,
-            offloads: AtomicU8::new(offloads.bits()),
-            refused: AtomicU8::new(0),
+            granted: Granted::new(offloads),
         })
     }
 
@@ -94,20 +87,12 @@ impl TunLink {
     /// What the device said to a frame that needs an offload.
     fn note(&self, shape: Shape, written: &nix::Result<usize>) {
         match written {
-            Ok(_) if self.refused.load(Ordering::Relaxed) > 0 => {
-                self.refused.store(0, Ordering::Relaxed);
+            Ok(_) => self.granted.taken(),
+            Err(nix::Error::EINVAL) if self.granted.refused(shape) => {
+                tracing::warn!(device = %self.name, ?shape, "the kernel refuses what it \
+                    offered to take: packets go to it one by one");
             }
-            Err(nix::Error::EINVAL) => {
-                let refused = self.refused.load(Ordering::Relaxed).saturating_add(1);
-                self.refused.store(refused, Ordering::Relaxed);
-                if refused >= REFUSALS && self.offloads().take(shape) {
-                    let left = self.offloads().without(shape);
-                    self.offloads.store(left.bits(), Ordering::Relaxed);
-                    tracing::warn!(device = %self.name, ?shape, "the kernel refuses what \
-                        it offered to take: packets go to it one by one");
-                }
-            }
-            _ => {}
+            Err(_) => {}
         }
     }
 }
@@ -154,7 +139,7 @@ impl Link for TunLink {
 
     #[inline]
     fn offloads(&self) -> Offloads {
-        Offloads::from_bits(self.offloads.load(Ordering::Relaxed))
+        self.granted.now()
     }
 
     fn readiness(&self) -> Readiness<'_> {

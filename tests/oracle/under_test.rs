@@ -144,7 +144,11 @@ impl UnderTest {
             };
             let from = frame.packet.from;
             judgements.push(self.judgement(&frame.bytes, from, &verdict, packet)?);
-            // Of what is translated, what it carries is the same.
+            // Translation leaves all before the header checksum alone, and what it
+            // carries.
+            if packet[..10] != frame.bytes[..10] {
+                return Err("the header is another".into());
+            }
             let unsummed = shape.unsummed().map(|unsummed| unsummed.transport.into());
             let payload = unsummed.map_or(packet.len(), |start: usize| start + 20);
             if packet.get(payload..) != frame.bytes.get(payload..packet.len()) {
