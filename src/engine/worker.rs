@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 use mio::unix::SourceFd;
@@ -20,6 +21,13 @@ use crate::policy::Policy;
 
 /// Frames read from one link before the others get their turn.
 const BUDGET: usize = 64;
+/// Longest time for which a worker stays awake without packets: two processes that
+/// answer each other at once take less.
+const LINGER: Duration = Duration::from_micros(50);
+/// Who gives way for so long has kept somebody else from the core.
+const UNWELCOME: Duration = Duration::from_micros(20);
+/// Most times that a worker falls asleep at once, after it has been unwelcome.
+const MOST_SLEEPS: u32 = 1 << 10;
 /// Events taken from one poll.
 const EVENTS: usize = 256;
 
@@ -30,6 +38,7 @@ pub(super) struct Worker {
     /// Links that may have packets left, by index: mio tells of a change once.
     hot: VecDeque<usize>,
     is_hot: Vec<bool>,
+    linger: Linger,
     /// Links without a descriptor; looked at whenever the waker fires.
     waking: Vec<usize>,
 }
@@ -76,6 +85,7 @@ impl Worker {
             poll,
             hot: VecDeque::with_capacity(links),
             is_hot: vec![false; links],
+            linger: Linger::default(),
             waking,
         };
         Ok((worker, waker))
@@ -112,14 +122,35 @@ impl Worker {
         }
     }
 
+    /// Waits until links have packets.
     fn wait(&mut self, events: &mut Events) {
-        let sleepless = self.shared.busy_poll || !self.hot.is_empty();
-        let timeout = sleepless.then_some(std::time::Duration::ZERO);
+        if !self.hot.is_empty() || self.shared.busy_poll {
+            return self.poll(events, Some(Duration::ZERO));
+        }
+        let began = Instant::now();
+        let mut last = began;
+        while self.linger.is_worth_it(last - began) {
+            self.poll(events, Some(Duration::ZERO));
+            if !self.hot.is_empty() {
+                return self.linger.worked();
+            }
+            let before = Instant::now();
+            std::thread::yield_now();
+            last = Instant::now();
+            if last - before > UNWELCOME {
+                self.linger.is_unwelcome();
+            }
+        }
+        self.poll(events, None);
+        self.linger.slept(began.elapsed());
+    }
+
+    fn poll(&mut self, events: &mut Events, timeout: Option<Duration>) {
         if let Err(error) = self.poll.poll(events, timeout) {
             if error.kind() != ErrorKind::Interrupted {
                 tracing::error!(worker = self.number, %error, "polling failed");
                 // Nothing is forwarded meanwhile; don't spin on a lasting fault.
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                std::thread::sleep(Duration::from_millis(10));
             }
             return;
         }
@@ -187,6 +218,47 @@ impl Worker {
                 Left::Nothing
             }
         }
+    }
+}
+
+/// Whether a worker without packets stays awake for a while. What has just had packets
+/// often has more soon, and to fall asleep and be woken takes longer than that; but
+/// where others want the core it is theirs.
+#[derive(Debug, Default)]
+struct Linger {
+    time: Duration,
+    /// How many times the worker falls asleep at once before it tries again.
+    sleeps: u32,
+    /// How many times it will the next time that it is unwelcome.
+    next_sleeps: u32,
+}
+
+impl Linger {
+    /// Whether to stay awake, having done so for that long.
+    fn is_worth_it(&self, awake: Duration) -> bool {
+        self.sleeps == 0 && awake < self.time
+    }
+
+    /// There were packets.
+    fn worked(&mut self) {
+        self.next_sleeps /= 2;
+    }
+
+    /// Somebody else wanted the core.
+    fn is_unwelcome(&mut self) {
+        self.next_sleeps = (self.next_sleeps * 2).clamp(8, MOST_SLEEPS);
+        self.sleeps = self.next_sleeps;
+    }
+
+    /// The worker was without packets for that long, asleep in the end.
+    fn slept(&mut self, idle: Duration) {
+        self.sleeps = self.sleeps.saturating_sub(1);
+        // For so short a time, it had better been awake.
+        self.time = if idle < LINGER * 2 {
+            LINGER
+        } else {
+            self.time / 2
+        };
     }
 }
 
