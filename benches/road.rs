@@ -155,7 +155,9 @@ fn hits(
                 frame[port_at..port_at + 2].copy_from_slice(&port.to_be_bytes());
                 frame[port_at + 2..port_at + 4].copy_from_slice(&service.to_be_bytes());
             }
-            datapath.anticipate(world::a(), frames.iter().map(Vec::as_slice), &mut keys);
+            if batch > 1 && datapath.anticipates() {
+                datapath.anticipate(world::a(), frames.iter().map(Vec::as_slice), &mut keys);
+            }
             count += 1;
             let now = Millis(NOW.0 + count * batch as u64 / 1_000);
             for frame in &mut frames {

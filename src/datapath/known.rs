@@ -16,22 +16,23 @@ use crate::policy::{Policy, PolicyInterface};
 const MANY: usize = 1 << 13;
 
 impl Datapath {
+    /// Whether there are so many flows that it pays to [`Self::anticipate`].
+    #[inline]
+    pub fn anticipates(&self) -> bool {
+        self.flows.len() >= MANY
+    }
+
     /// Has the flows of a batch of frames from `from` at hand before they are judged
-    /// one by one, where there are so many flows that it pays. `keys` is for scratch.
+    /// one by one. `keys` is for scratch.
     pub fn anticipate<'f>(
         &self,
         from: InterfaceIx,
         frames: impl Iterator<Item = &'f [u8]>,
         keys: &mut Vec<Option<FlowKey>>,
     ) {
-        if self.flows.len() < MANY {
-            return;
-        }
         keys.clear();
         keys.extend(frames.map(|frame| FlowKey::guess(from, frame)));
-        if keys.len() > 1 {
-            self.flows.touch(keys);
-        }
+        self.flows.touch(keys);
     }
 
     /// The fate of a packet whose way is known and that both ends let pass;

@@ -45,7 +45,7 @@ fn start(port: u16, workers: usize) -> Bench {
         Policy::compile(&model(port), None),
         Options {
             workers,
-            max_flows: 1000,
+            max_flows: 100_000,
             busy_poll: false,
         },
     )
@@ -104,6 +104,46 @@ fn allowed_packets_arrive_in_order_and_forbidden_ones_are_counted() {
         let a = bench.engine.counters().traffic(InterfaceIx::new(A));
         assert_eq!((a.packets_out, a.bytes_out), (1000, 32_000));
     }
+}
+
+#[test]
+fn with_many_flows_packets_of_all_lengths_still_arrive_whole_and_in_order() {
+    let bench = start(53, 2);
+    let mut arrived = 0;
+    for port in 1000..10_000 {
+        bench.links[A].inject(udp(port, 53, 0)).unwrap();
+        while bench.engine.flows().len() < 2 * (usize::from(port) - 1000) {
+            arrived += usize::from(bench.links[B].take().is_some());
+        }
+    }
+    wait_until("every flow is known", || {
+        arrived += usize::from(bench.links[B].take().is_some());
+        arrived == 9000
+    });
+    let payloads: Vec<Vec<u8>> = (0..500u32)
+        .map(|n| {
+            let length = [1, 8, 1400, 2010, 2048, 2049, 5000, 8900][n as usize % 8];
+            (0..length)
+                .map(|i| n.wrapping_mul(31).wrapping_add(i).to_le_bytes()[0])
+                .collect()
+        })
+        .collect();
+    for (n, payload) in (0u16..).zip(&payloads) {
+        let transport = Transport::Udp {
+            source: 1000 + n % 7,
+            destination: 53,
+        };
+        let [a, b] = [10, 11].map(|last| IpAddr::from([10, 0, 0, last]));
+        let packet = packet::build(a, b, protocol::UDP, transport, payload).unwrap();
+        bench.links[A].inject(packet).unwrap();
+    }
+    let mut heard: Vec<Vec<u8>> = Vec::new();
+    wait_until("500 packets arrive", || {
+        let packets = std::iter::from_fn(|| bench.links[B].take());
+        heard.extend(packets.map(|packet| packet[28..].to_vec()));
+        heard.len() >= 500
+    });
+    assert!(heard == payloads);
 }
 
 #[test]

@@ -14,13 +14,17 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use super::delivery::Delivery;
 use super::{EngineError, Shared};
 use crate::datapath::Silent;
-use crate::link::{FRAME, Readiness};
+use crate::link::{FRAME, Link, Readiness, Received};
 use crate::model::InterfaceIx;
-use crate::packet::Shape;
+use crate::packet::{FlowKey, Shape};
 use crate::policy::Policy;
 
 /// Frames read from one link before the others get their turn.
 const BUDGET: usize = 64;
+/// Frames that are read before the first is judged, where that pays.
+const BATCH: usize = 32;
+/// Room for each of them, in bytes; what is longer ends a batch.
+const SMALL: usize = 2048;
 /// Longest time for which a worker stays awake without packets: two processes that
 /// answer each other at once take less.
 const LINGER: Duration = Duration::from_micros(50);
@@ -96,7 +100,7 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let mut policy = Cache::new(Arc::clone(&shared.policy));
         let mut events = Events::with_capacity(EVENTS);
-        let mut buffer = vec![0; FRAME];
+        let mut batch = Batch::new();
         let mut delivery = Delivery::new(&shared, self.number);
         while !shared.stop.load(Ordering::Acquire) {
             self.wait(&mut events);
@@ -111,7 +115,7 @@ impl Worker {
                 // told to `Engine::swap`, which waits for it.
                 let policy = policy.load();
                 shared.seen[self.number].store(policy.generation(), Ordering::Release);
-                let left = self.drain(link, policy, &mut buffer, &mut delivery);
+                let left = self.drain(link, policy, &mut batch, &mut delivery);
                 delivery.flush();
                 if left == Left::More {
                     self.mark_hot(link);
@@ -178,29 +182,43 @@ impl Worker {
         &self,
         link: usize,
         policy: &Policy,
-        buffer: &mut [u8],
+        batch: &mut Batch,
         delivery: &mut Delivery<'_>,
     ) -> Left {
-        let shared = &*self.shared;
+        let datapath = &self.shared.datapath;
         let from = InterfaceIx::new(link);
-        let now = shared.now();
-        for _ in 0..BUDGET {
-            let received = match shared.links[link].recv(buffer) {
-                Ok(received) => received,
-                Err(error) => return self.cannot_read(link, &error),
-            };
-            let frame = received.frame(buffer);
-            let Ok(shape) = received.shape else {
-                delivery.malformed(from);
-                continue;
-            };
-            let datapath = &shared.datapath;
-            let verdict = datapath.judge(policy, from, frame, shape, now, &mut Silent);
-            delivery.carry_out(from, frame, shape, &verdict);
-            if verdict.released {
-                while let Some((fragment, verdict)) = datapath.next_released(from) {
-                    delivery.carry_out(from, &fragment, Shape::Whole, &verdict);
+        let now = self.shared.now();
+        let mut budget = BUDGET;
+        // One by one, unless it pays to know several in advance.
+        let most = if datapath.anticipates() { BATCH } else { 1 };
+        while budget > 0 {
+            let read = batch.read(&*self.shared.links[link], most.min(budget));
+            budget -= batch.arrivals.len();
+            if batch.arrivals.len() > 1 {
+                let Batch {
+                    buffer,
+                    arrivals,
+                    keys,
+                } = batch;
+                let frames = arrivals.iter().map(|it| &buffer[it.start..][..it.length]);
+                datapath.anticipate(from, frames, keys);
+            }
+            for received in batch.arrivals.drain(..) {
+                let frame = received.frame(&mut batch.buffer);
+                let Ok(shape) = received.shape else {
+                    delivery.malformed(from);
+                    continue;
+                };
+                let verdict = datapath.judge(policy, from, frame, shape, now, &mut Silent);
+                delivery.carry_out(from, frame, shape, &verdict);
+                if verdict.released {
+                    while let Some((fragment, verdict)) = datapath.next_released(from) {
+                        delivery.carry_out(from, &fragment, Shape::Whole, &verdict);
+                    }
                 }
+            }
+            if let Err(error) = read {
+                return self.cannot_read(link, &error);
             }
         }
         Left::More
@@ -218,6 +236,42 @@ impl Worker {
                 Left::Nothing
             }
         }
+    }
+}
+
+/// Frames that were read from a link and wait to be judged.
+struct Batch {
+    buffer: Box<[u8]>,
+    arrivals: Vec<Received>,
+    /// Of the flows that they belong to.
+    keys: Vec<Option<FlowKey>>,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; FRAME + BATCH * SMALL].into(),
+            arrivals: Vec::with_capacity(BATCH),
+            keys: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Reads up to `most` frames; a large one is the last.
+    ///
+    /// # Errors
+    /// What the link says when it has no more, or is gone.
+    fn read(&mut self, link: &dyn Link, most: usize) -> io::Result<()> {
+        let mut used = 0;
+        while self.arrivals.len() < most {
+            let mut received = link.recv(&mut self.buffer[used..])?;
+            received.start += used;
+            self.arrivals.push(received);
+            used += SMALL;
+            if received.start + received.length > used {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
