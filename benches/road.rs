@@ -9,10 +9,11 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Bencher, BenchmarkId, Criterion, criterion_group, criterion_main};
-use sgwall::conntrack::Millis;
+use dashmap::DashMap;
+use sgwall::conntrack::{FlowTable, Millis, Opening};
 use sgwall::datapath::{Datapath, Fate, Silent};
-use sgwall::model::{InterfaceIx, protocol};
-use sgwall::packet::{self, Shape, TcpFlags, Transport};
+use sgwall::model::{Direction, InterfaceIx, RuleId, Tracking, protocol};
+use sgwall::packet::{self, FlowKey, Shape, TcpFlags, Transport};
 use sgwall::policy::{Owner, Policy};
 
 use self::cpu_time::CpuTime;
@@ -43,7 +44,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1500))
         .sample_size(30);
-    targets = parse, tracked_hit, tracked_hit_among_a_million, miss
+    targets = parse, tracked_hit, tracked_hit_among_a_million, table, miss
 }
 criterion_main!(benches);
 
@@ -123,6 +124,54 @@ fn tracked_hit_among_a_million(criterion: &mut Criterion<CpuTime>) {
         let id = BenchmarkId::new("local", format!("1000000 flows{how}"));
         group.bench_function(id, |bencher| {
             hits(bencher, &datapath, &policy, &packet, 20, &ports, batch);
+        });
+    }
+}
+
+/// One flow found, alone, among so many: in the flow table, and in a `DashMap` with as
+/// quick a hash, which it took the place of.
+fn table(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("find a flow");
+    for flows in [1_000_u32, 20_000, 1_000_000] {
+        let table = FlowTable::new(1 << 20);
+        let map: DashMap<FlowKey, [u64; 6], foldhash::fast::RandomState> = DashMap::default();
+        let mut keys: Vec<FlowKey> = (0..flows)
+            .map(|number| {
+                let [_, high, middle, low] = number.to_be_bytes();
+                let from = format!("10.{high}.{middle}.{low}");
+                let frame = world::udp((&from, 4_000), (B_V4, 53));
+                let packet = packet::parse(&frame).expect("a packet");
+                let key = packet
+                    .flow_key(world::a(), Direction::Egress)
+                    .expect("a flow");
+                let opening = Opening {
+                    packet: &packet,
+                    direction: Direction::Egress,
+                    tracking: &Tracking::default(),
+                    now: NOW,
+                    rule: RuleId(1),
+                    tracked: true,
+                    allowance: None,
+                    replace: false,
+                };
+                table.open(key, &opening).expect("room");
+                map.insert(key, [1; 6]);
+                key
+            })
+            .collect();
+        shuffle(&mut keys);
+        let mut next = keys.iter().cycle();
+        group.bench_function(BenchmarkId::new("table", flows), |bencher| {
+            bencher.iter(|| {
+                let key = next.next().unwrap_or(&keys[0]);
+                table.find(key, NOW).map(|flow| flow.admitted_by())
+            });
+        });
+        group.bench_function(BenchmarkId::new("DashMap", flows), |bencher| {
+            bencher.iter(|| {
+                let key = next.next().unwrap_or(&keys[0]);
+                map.get(key).map(|flow| flow[3])
+            });
         });
     }
 }
