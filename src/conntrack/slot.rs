@@ -251,7 +251,8 @@ impl Slot {
     pub(super) fn take_charge(&self) -> Option<InterfaceIx> {
         let rest = (1 << CHARGE_SHIFT) - 1;
         let charge = self.key[5].fetch_and(rest, Ordering::Relaxed) >> CHARGE_SHIFT;
-        Some(InterfaceIx::new(charge.checked_sub(1)? as usize))
+        let owner = usize::try_from(charge.checked_sub(1)?).ok()?;
+        Some(InterfaceIx::new(owner))
     }
 
     /// The way that was noted last. To be followed by another look at the note

@@ -175,8 +175,6 @@ pub struct Run {
     packets: usize,
     /// The sum of the pseudo header without its length, once it matters.
     pseudo: u16,
-    /// Whether IPv4's identification stays the same, once there are two.
-    same_id: bool,
     /// Whether nothing more may follow.
     ended: bool,
 }
@@ -203,7 +201,6 @@ impl Run {
             size: 0,
             packets: 0,
             pseudo: 0,
-            same_id: false,
             ended: true,
         }
     }
@@ -240,17 +237,15 @@ impl Run {
         if !fits || !self.goes_on(frame) {
             return false;
         }
-        let same_id = head.v4 && get(first, ID) == get(frame, ID);
         if self.packets == 1 {
             let Some(pseudo) = head.pseudo(first, self.shape) else {
                 return false;
             };
             self.pseudo = pseudo;
-            self.same_id = same_id;
         }
         // Zero has two spellings.
         let same = |pseudo: u16| pseudo % 0xffff == self.pseudo % 0xffff;
-        if same_id != self.same_id || !head.pseudo(frame, shape).is_some_and(same) {
+        if !head.pseudo(frame, shape).is_some_and(same) {
             return false;
         }
         self.buffer[self.length..][..payload].copy_from_slice(&frame[head.headers..]);
