@@ -18,6 +18,8 @@
 mod allowance;
 #[path = "scenarios/appliance.rs"]
 mod appliance;
+#[path = "scenarios/bulk.rs"]
+mod bulk;
 #[path = "scenarios/clock.rs"]
 mod clock;
 #[path = "scenarios/fragments.rs"]
@@ -34,6 +36,8 @@ mod mtu;
 mod net;
 #[path = "scenarios/offload.rs"]
 mod offload;
+#[path = "scenarios/offload_udp.rs"]
+mod offload_udp;
 #[path = "scenarios/ordinary_user.rs"]
 mod ordinary_user;
 #[path = "scenarios/pairs.rs"]
