@@ -57,19 +57,20 @@ fn main() {
     let worst = |beside| {
         let mut delays = measure(&datapath, &model, beside, lasting);
         delays.sort_unstable();
-        let at = |share: f64| {
-            let place = (delays.len() as f64 * share) as usize;
+        // Of so many in a hundred thousand packets.
+        let at = |share: usize| {
+            let place = delays.len() / 100_000 * share;
             delays[place.min(delays.len() - 1)].as_nanos() as f64 / 1e6
         };
         println!(
             "{beside:?}: {} packets, p50 {:.5} ms, p99.99 {:.4} ms, p99.999 {:.4} ms, worst {:.3} ms",
             delays.len(),
-            at(0.5),
-            at(0.9999),
-            at(0.99999),
-            at(1.0),
+            at(50_000),
+            at(99_990),
+            at(99_999),
+            at(100_001),
         );
-        at(1.0)
+        at(100_001)
     };
     let alone = worst(Beside::Nothing);
     let sweeps = worst(Beside::Sweeps);
