@@ -6,7 +6,7 @@
 //! between two polls, the same devices with the same offloads, read and written
 //! one frame at a time, and nothing else. What `sgwall run` takes longer than
 //! this is the price of security groups.
-//! `scripts/bench-relay` measures both.
+//! `scripts/bench` measures both.
 //!
 //! ```text
 //! cargo run --release --example bare_relay -- LAB [--name NAME] [--workers 1|2] [--no-offload]

@@ -7,12 +7,14 @@
 //! taken for the start of something else: the rules judge each of them, or did
 //! so already under the policy in force.
 //!
-//! Sans-IO: `now` is an argument. A flow is found, and takes note of a packet,
-//! without a lock and without allocating; opening one may allocate. Expired entries
+//! Sans-IO: `now` is an argument. A flow is found, and takes note of most packets,
+//! without a lock and without allocating; a FIN, and what judged a flow, are
+//! noted under a shard's lock, and opening one may allocate. Expired entries
 //! count as absent at once and are removed by [`FlowTable::sweep`], off the packet
 //! path. The hash is seeded at random, so nobody can aim at one bucket.
 
 mod allowance;
+mod flow;
 mod shard;
 mod slot;
 mod state;
@@ -20,18 +22,19 @@ mod state;
 use std::collections::hash_map;
 use std::hash::BuildHasher;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam::utils::CachePadded;
 
-use crate::model::{Direction, InterfaceIx, RuleId, Tracking, protocol};
+use crate::model::{Direction, InterfaceIx, RuleId, Tracking};
 use crate::packet::{FlowKey, Packet};
 use crate::policy::Allowance;
 use allowance::Allowances;
-use shard::{Found, Home, Shard};
-use slot::{Nature, Slot, Tenant};
+use shard::{Home, Shard};
+use slot::{Life, Nature, Slot, Tenant};
 use state::{Segment, State};
 
+pub use flow::{FlowRef, Judged};
 pub use slot::Way;
 
 /// Milliseconds since the appliance started.
@@ -46,6 +49,8 @@ impl From<std::time::Duration> for Millis {
 
 /// Most flows a table holds unless told otherwise.
 pub const DEFAULT_CAPACITY: usize = 1 << 20;
+/// Most flows that a table can be asked to hold: they take 30 GB.
+pub const MAX_CAPACITY: usize = 1 << 28;
 
 /// Flows of a shard, about: enough shards that who opens flows seldom waits for
 /// another, and few enough that what leads to their records stays in the cache.
@@ -98,37 +103,15 @@ pub struct Opening<'a> {
     pub replace: bool,
 }
 
-/// A flow that was live when it was found. It may end, or give way to another, at
-/// any time after; then what it says doesn't count, and [`Self::take_note`] tells.
-#[derive(Debug, Clone, Copy)]
-pub struct FlowRef<'t> {
-    shard: &'t Shard,
-    found: Found<'t>,
-    protocol: u8,
-}
-
-/// What has judged the packets of one direction of a flow under one policy
-/// generation; what did need not be asked again until the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Judged {
-    /// The groups' rules let them pass (asked of untracked flows only).
-    Rules = 1,
-    /// The network ACL lets them pass.
-    Acl = 2,
-    /// The whole road does, up to the receiver: see [`FlowRef::way`].
-    Way = 4,
-}
-
-/// Bits of a generation that are kept beside the three of [`Judged`].
-const GENERATION_SHIFT: u32 = 3;
-
 /// The hash of a flow's key, less what tells its two ends apart.
 #[derive(Debug, Clone, Copy)]
 pub struct Hash(u64);
 
 impl FlowTable {
-    /// An empty table for at most `capacity` flows. It takes memory as it fills.
+    /// An empty table for at most `capacity` flows, and never more than
+    /// [`MAX_CAPACITY`]. It takes memory as it fills.
     pub fn new(capacity: usize) -> Self {
+        let capacity = capacity.min(MAX_CAPACITY);
         let shards = (capacity / SHARD).next_power_of_two();
         // The hash spreads flows so evenly that no shard has half as many more than
         // the others; 64 is for those that are few.
@@ -164,11 +147,8 @@ impl FlowTable {
     pub fn find_hashed(&self, key: &FlowKey, hash: Hash, now: Millis) -> Option<FlowRef<'_>> {
         let shard = self.shard(hash);
         let found = shard.find(key, home(hash, key.interface()))?;
-        found.life.is_live(now).then_some(FlowRef {
-            shard,
-            found,
-            protocol: key.protocol(),
-        })
+        let live = found.life.is_live(now);
+        live.then_some(FlowRef::new(shard, found, key.protocol()))
     }
 
     /// Reads what the flows with these keys, `None` for none, are kept in, so that it
@@ -220,11 +200,7 @@ impl FlowTable {
         if let Some(found) = shard.find(&key, home) {
             if found.life.is_live(opening.now) && !opening.replace {
                 drop(free);
-                let flow = FlowRef {
-                    shard,
-                    found,
-                    protocol: key.protocol(),
-                };
+                let flow = FlowRef::new(shard, found, key.protocol());
                 // Should it end in this very moment, it was there for the packet.
                 let _ = flow.take_note(
                     opening.packet,
@@ -298,7 +274,7 @@ impl FlowTable {
         if let Some(found) = shard.find(key, home)
             && State::is_closed_in(key.protocol(), found.life.state())
         {
-            self.remove(shard, &mut free, home, &found);
+            self.remove(shard, &mut free, home, found.slot, found.life);
         }
     }
 
@@ -327,34 +303,41 @@ impl FlowTable {
         }
     }
 
-    fn remove_if(&self, shard: &Shard, goes: impl Fn(slot::Life) -> bool) -> usize {
+    fn remove_if(&self, shard: &Shard, goes: impl Fn(Life) -> bool) -> usize {
         let mut removed = 0;
         for (slot, life) in shard.tenants() {
             if !goes(life) {
                 continue;
             }
             let mut free = shard.lock();
-            // Under the lock nobody else gives the record away; its life may have
-            // been put off meanwhile, though.
-            let life = slot.life();
-            if life.is_vacant() || !goes(life) {
-                continue;
+            // Under the lock nobody else gives the record away; a packet may change its
+            // life at any moment, though.
+            loop {
+                let life = slot.life();
+                if life.is_vacant() || !goes(life) {
+                    break;
+                }
+                let home = self.home_of(&slot.key_words());
+                if self.remove(shard, &mut free, home, slot, life) {
+                    removed += 1;
+                    break;
+                }
             }
-            let words = slot.key_words();
-            let found = Found {
-                slot,
-                life,
-                nature: Nature::new(Direction::Egress, true),
-            };
-            removed += usize::from(self.remove(shard, &mut free, self.home_of(&words), &found));
         }
         removed
     }
 
-    fn remove(&self, shard: &Shard, free: &mut shard::Free, home: Home, found: &Found<'_>) -> bool {
-        let removed = shard.remove(free, home, found);
+    fn remove(
+        &self,
+        shard: &Shard,
+        free: &mut shard::Free,
+        home: Home,
+        slot: &Slot,
+        seen: Life,
+    ) -> bool {
+        let removed = shard.remove(free, home, slot, seen);
         if removed {
-            if let Some(owner) = found.slot.take_charge() {
+            if let Some(owner) = slot.take_charge() {
                 self.allowances.give_back(owner);
             }
             self.entries.fetch_sub(1, Ordering::Relaxed);
@@ -411,207 +394,6 @@ impl FlowTable {
         });
         Hash(fold(local.wrapping_add(remote) ^ second, protocol ^ third))
     }
-}
-
-impl<'t> FlowRef<'t> {
-    /// Whether it passes whatever the rules say.
-    #[inline]
-    pub fn is_tracked(&self) -> bool {
-        self.found.nature.is_tracked()
-    }
-
-    /// Whether it is a TCP connection that was reset or closed from both sides.
-    #[inline]
-    pub fn is_closed(&self) -> bool {
-        State::is_closed_in(self.protocol, self.found.life.state())
-    }
-
-    /// Which way its first packet went.
-    #[inline]
-    pub fn initiator(&self) -> Direction {
-        self.found.nature.initiator()
-    }
-
-    /// The rule that admitted its first packet.
-    #[inline]
-    pub fn admitted_by(&self) -> RuleId {
-        self.rule(self.initiator())
-    }
-
-    /// The rule that let the packets of one direction pass the last time that
-    /// the rules were asked.
-    #[inline]
-    pub fn rule(&self, direction: Direction) -> RuleId {
-        RuleId(self.found.slot.rules[direction as usize].load(Ordering::Relaxed))
-    }
-
-    /// Moves the state on and puts the expiry off, as the packet asks. `false` if
-    /// the flow has ended since it was found.
-    #[inline(always)]
-    #[must_use]
-    pub fn take_note(
-        &self,
-        packet: &Packet,
-        direction: Direction,
-        tracking: &Tracking,
-        now: Millis,
-    ) -> bool {
-        let slot = self.found.slot;
-        let segment = Segment::of(packet);
-        let mut life = self.found.life;
-        // What most packets are: nothing changes but the expiry.
-        if packet.protocol == protocol::TCP
-            && life.state() == state::ESTABLISHED
-            && !(segment.flags.fin || segment.flags.rst)
-        {
-            let expires = now
-                .0
-                .saturating_add(Millis::from(tracking.tcp_established).0);
-            let next = life.with(state::ESTABLISHED, expires);
-            // Most packets come within the same millisecond as one before; to
-            // leave the cache line clean is worth the look.
-            if next == life {
-                return slot.is_still(life);
-            }
-            match slot.change_life(life, next) {
-                Ok(()) => return true,
-                Err(other) => life = other,
-            }
-        }
-        self.move_on(life, &segment, direction, tracking, now)
-    }
-
-    /// Two workers may do so at once for the two directions of a flow, so the
-    /// life changes by compare and exchange.
-    #[inline(never)]
-    fn move_on(
-        &self,
-        mut life: slot::Life,
-        segment: &Segment,
-        direction: Direction,
-        tracking: &Tracking,
-        now: Millis,
-    ) -> bool {
-        let slot = self.found.slot;
-        let from_initiator = direction == self.initiator();
-        loop {
-            if !life.is_of_same_tenant(self.found.life) {
-                return false;
-            }
-            let state = State::from_bits(self.protocol, life.state());
-            // What is closed stays so, and its expiry stands.
-            if state.is_closed() {
-                return true;
-            }
-            // A side's first FIN counts. It is stored before the state tells
-            // of it, and only this side's packets store it.
-            if segment.flags.fin && !state.has_finished(from_initiator) {
-                self.change(|| {
-                    let mine = &slot.fins[usize::from(!from_initiator)];
-                    mine.store(segment.end, Ordering::Relaxed);
-                });
-            }
-            let fins = [0, 1].map(|side: usize| slot.fins[side].load(Ordering::Relaxed));
-            let next = state.after(segment, from_initiator, fins);
-            let expires = now.0.saturating_add(next.timeout(tracking));
-            let next = life.with(next.bits(), expires);
-            if next == life {
-                return slot.is_still(life);
-            }
-            match slot.change_life(life, next) {
-                Ok(()) => return true,
-                Err(other) => life = other,
-            }
-        }
-    }
-
-    /// Whether `by` has let that direction pass under policy `generation`.
-    #[inline(always)]
-    pub fn passed(&self, by: Judged, direction: Direction, generation: u64) -> bool {
-        let judged = self.found.slot.judged[direction as usize].load(Ordering::Acquire);
-        says(judged, by, generation) && self.found.slot.is_still(self.found.life)
-    }
-
-    /// Notes that `by` lets that direction pass under policy `generation`.
-    pub fn set_passed(&self, by: Judged, direction: Direction, generation: u64) {
-        self.change(|| self.note(by, direction, generation));
-    }
-
-    /// Notes which rule let that direction pass under policy `generation`.
-    pub fn set_rule(&self, direction: Direction, rule: RuleId, generation: u64) {
-        self.change(|| {
-            self.found.slot.rules[direction as usize].store(rule.0, Ordering::Relaxed);
-            self.note(Judged::Rules, direction, generation);
-        });
-    }
-
-    /// The way of what leaves the interface in this flow, if all of the road lets
-    /// it pass under policy `generation`: the check of its source, the network
-    /// ACLs on both sides, the route, and the check of its destination.
-    #[inline(always)]
-    pub fn way(&self, generation: u64) -> Option<Way> {
-        let slot = self.found.slot;
-        let note = &slot.judged[Direction::Egress as usize];
-        let before = note.load(Ordering::Acquire);
-        if !says(before, Judged::Way, generation) {
-            return None;
-        }
-        let way = slot.way();
-        fence(Ordering::Acquire);
-        (note.load(Ordering::Relaxed) == before && slot.is_still(self.found.life)).then_some(way)
-    }
-
-    /// Notes the way of what leaves the interface under policy `generation`.
-    pub fn set_way(&self, way: Way, generation: u64) {
-        self.change(|| {
-            // Who reads meanwhile finds the note gone, before or after.
-            let note = &self.found.slot.judged[Direction::Egress as usize];
-            note.store(
-                note.load(Ordering::Relaxed) & !(Judged::Way as u32),
-                Ordering::Relaxed,
-            );
-            fence(Ordering::Release);
-            self.found.slot.set_way(way);
-            self.note(Judged::Way, Direction::Egress, generation);
-        });
-    }
-
-    /// Changes more than the life: under the lock, and only if the flow is still
-    /// there.
-    fn change(&self, change: impl FnOnce()) {
-        let _held = self.shard.lock();
-        if self.found.slot.is_still(self.found.life) {
-            change();
-        }
-    }
-
-    fn note(&self, by: Judged, direction: Direction, generation: u64) {
-        let note = &self.found.slot.judged[direction as usize];
-        let judged = note.load(Ordering::Relaxed);
-        let others = if judged >> GENERATION_SHIFT == kept(generation) {
-            judged & ((1 << GENERATION_SHIFT) - 1)
-        } else {
-            0
-        };
-        let judged = kept(generation) << GENERATION_SHIFT | others | by as u32;
-        note.store(judged, Ordering::Release);
-    }
-}
-
-/// Whether a note says that `by` let a direction pass under that generation.
-#[inline]
-fn says(judged: u32, by: Judged, generation: u64) -> bool {
-    judged >> GENERATION_SHIFT == kept(generation) && judged & by as u32 != 0
-}
-
-/// As much of a generation as fits beside [`Judged`]. It would take half a billion
-/// saves within the life of one flow for two to look alike.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the low bits are what is kept"
-)]
-fn kept(generation: u64) -> u32 {
-    (generation as u32) << GENERATION_SHIFT >> GENERATION_SHIFT
 }
 
 fn tenant<'a>(key: &'a FlowKey, opening: &Opening<'_>, charge: Option<InterfaceIx>) -> Tenant<'a> {

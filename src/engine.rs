@@ -58,7 +58,7 @@ impl Default for Options {
 }
 
 /// As many workers as cores, but not more than two: on two cores a second one gave 6 to
-/// 54 % more TCP throughput without offloads (`scripts/bench-relay`). With them it was
+/// 54 % more TCP throughput without offloads (`scripts/bench`). With them it was
 /// some 18 % more with eight streams and 4 % less with one, by turns on a busy machine.
 pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))

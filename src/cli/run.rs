@@ -52,7 +52,7 @@ pub struct Args {
     workers: usize,
     /// Most flows remembered at a time; untracked ones have half of it.
     #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=crate::conntrack::MAX_CAPACITY as u64))]
     max_flows: usize,
     /// Poll without ever sleeping: packets wait less, and every worker keeps a core
     /// busy. For machines that have cores to spare.

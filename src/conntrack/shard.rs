@@ -57,7 +57,8 @@ impl Home {
 /// A part of the table.
 #[derive(Debug)]
 pub(super) struct Shard {
-    /// Odd while the index is being put in order, and another number afterwards.
+    /// Odd while the index is being put in order, and another number afterwards or when
+    /// a larger one has taken its place.
     order: AtomicU32,
     /// Which of the indices is in use.
     current: AtomicUsize,
@@ -190,9 +191,9 @@ impl Shard {
         Some(())
     }
 
-    /// Removes a record that was found, under the lock; `home` is its key's. Not if its life
-    /// has changed since.
-    pub(super) fn remove(&self, free: &mut Free, home: Home, found: &Found<'_>) -> bool {
+    /// Removes a record, under the lock; `home` is its key's. Not if its life isn't
+    /// `seen` any more.
+    pub(super) fn remove(&self, free: &mut Free, home: Home, slot: &Slot, seen: Life) -> bool {
         let Some(index) = self.index() else {
             return false;
         };
@@ -206,9 +207,9 @@ impl Shard {
             if let Some(number) = number(word)
                 && self
                     .slot(word)
-                    .is_some_and(|slot| std::ptr::eq(slot, found.slot))
+                    .is_some_and(|there| std::ptr::eq(there, slot))
             {
-                if !found.slot.vacate(found.life) {
+                if !slot.vacate(seen) {
                     return false;
                 }
                 free.back.push(number);
@@ -236,32 +237,34 @@ impl Shard {
             .map(|word| word.load(Ordering::Relaxed))
             .filter(|word| number(*word).is_some())
             .collect();
-        self.order.fetch_add(1, Ordering::AcqRel);
-        fence(Ordering::Release);
-        let mut current = self.current.load(Ordering::Relaxed);
-        // With marks gone the same may do; not if it would soon be full again.
-        if old.is_some() && full(records + records / 4, length) && current + 1 < INDICES {
-            current += 1;
-        }
-        let index = self.indices[current].get_or_init(|| {
-            (0..FIRST_INDEX << (GROWTH * current))
-                .map(|_| AtomicU64::new(EMPTY))
-                .collect()
-        });
-        for word in index {
-            word.store(EMPTY, Ordering::Relaxed);
-        }
-        let mask = index.len() - 1;
-        for word in there {
-            let mut at = bucket(word) & mask;
-            while index[at].load(Ordering::Relaxed) != EMPTY {
-                at = (at + 1) & mask;
-            }
-            index[at].store(word, Ordering::Relaxed);
-        }
-        self.current.store(current, Ordering::Release);
         free.marks = 0;
-        self.order.fetch_add(1, Ordering::AcqRel);
+        // With marks gone the same may do; not if it would soon be full again.
+        let current = self.current.load(Ordering::Relaxed);
+        let grows = full(records + records / 4, length) && current + 1 < INDICES;
+        match old.filter(|_| !grows) {
+            Some(index) => {
+                self.order.fetch_add(1, Ordering::AcqRel);
+                fence(Ordering::Release);
+                for word in index {
+                    word.store(EMPTY, Ordering::Relaxed);
+                }
+                fill(index, &there);
+                self.order.fetch_add(1, Ordering::AcqRel);
+            }
+            // Who is reading the old one finds all that was there until now.
+            None => {
+                let next = if old.is_some() { current + 1 } else { current };
+                self.indices[next].get_or_init(|| {
+                    let index: Box<[AtomicU64]> = (0..FIRST_INDEX << (GROWTH * next))
+                        .map(|_| AtomicU64::new(EMPTY))
+                        .collect();
+                    fill(&index, &there);
+                    index
+                });
+                self.current.store(next, Ordering::Release);
+                self.order.fetch_add(2, Ordering::AcqRel);
+            }
+        }
     }
 
     /// The index in use.
@@ -296,6 +299,18 @@ impl Shard {
     fn slot(&self, word: u64) -> Option<&Slot> {
         let number = usize::from(number(word)?);
         self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
+    }
+}
+
+/// Puts words into an empty index.
+fn fill(index: &[AtomicU64], words: &[u64]) {
+    let mask = index.len() - 1;
+    for word in words {
+        let mut at = bucket(*word) & mask;
+        while index[at].load(Ordering::Relaxed) != EMPTY {
+            at = (at + 1) & mask;
+        }
+        index[at].store(*word, Ordering::Relaxed);
     }
 }
 

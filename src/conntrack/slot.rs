@@ -77,7 +77,8 @@ impl Nature {
 }
 
 /// When a flow ends, its state, and which tenant of the record it is: 44, 8 and
-/// 12 bits. 44 bits of milliseconds are 557 years.
+/// 12 bits. 44 bits of milliseconds are 557 years; a tenant looks like another only
+/// after two thousand others in the time that one packet takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Life(u64);
 

@@ -496,6 +496,39 @@ fn a_live_flow_is_found_at_any_time_while_others_come_and_go() {
 }
 
 #[test]
+fn clearing_forgets_flows_that_packets_keep_alive_too() {
+    let table = FlowTable::new(1_000);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut now = 0;
+            while !done.load(Ordering::Relaxed) {
+                now += 1;
+                for number in 0..50 {
+                    let (key, packet) = nth(number);
+                    if let Some(flow) = table.find(&key, Millis(now)) {
+                        let _ = flow.take_note(
+                            &packet,
+                            Direction::Egress,
+                            &Tracking::default(),
+                            Millis(now),
+                        );
+                    }
+                }
+            }
+        });
+        for _ in 0..2_000 {
+            for number in 0..50 {
+                open_nth(&table, number, 1 << 40).unwrap();
+            }
+            table.clear();
+            assert_eq!(table.len(), 0);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn several_workers_open_a_flow_once() {
     let table = FlowTable::new(1_000);
     std::thread::scope(|scope| {

@@ -35,9 +35,10 @@ impl Datapath {
         self.flows.touch(keys);
     }
 
-    /// The fate of a packet whose way is known and that both ends let pass;
-    /// nothing has happened otherwise, but that one of them may have taken note
-    /// of the packet, which it may do twice.
+    /// The fate of a packet whose way is known and that both ends let pass. Otherwise
+    /// nothing has happened, but that one of them may have taken note of the packet
+    /// when the other's flow ended in that very moment; then the long road may find
+    /// that the packet has closed its own connection, and drops it.
     #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
     #[inline(always)]
     pub(super) fn known_way(

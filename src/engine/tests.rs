@@ -1,6 +1,8 @@
 //! What the threads promise, over links in memory.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -144,6 +146,79 @@ fn with_many_flows_packets_of_all_lengths_still_arrive_whole_and_in_order() {
         heard.len() >= 500
     });
     assert!(heard == payloads);
+}
+
+/// A link with a descriptor, as devices are: a worker is told of it by epoll, and of
+/// swaps and the end by its waker alone.
+#[derive(Debug)]
+struct SocketLink(UnixDatagram);
+
+impl Link for SocketLink {
+    fn recv(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
+        self.0.recv(buffer).map(Received::whole)
+    }
+
+    fn send(&self, frame: &[u8], _: Shape) -> std::io::Result<()> {
+        self.0.send(frame).map(|_| ())
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::Fd(self.0.as_fd())
+    }
+}
+
+#[test]
+fn a_worker_that_lingers_hears_of_swaps_and_of_the_end() {
+    for _ in 0..5 {
+        let (mut links, mut hosts) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let (link, host) = UnixDatagram::pair().unwrap();
+            link.set_nonblocking(true).unwrap();
+            host.set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            links.push(Arc::new(SocketLink(link)) as Arc<dyn Link>);
+            hosts.push(host);
+        }
+        let options = Options {
+            workers: 2,
+            ..Options::default()
+        };
+        let engine = Engine::start(links, Policy::compile(&model(53), None), options).unwrap();
+        let exchange = || {
+            for (from, to, packet) in [
+                (&hosts[A], &hosts[B], udp(4000, 53, 0)),
+                (&hosts[B], &hosts[A], answer(4000, 53)),
+            ] {
+                from.send(&packet).unwrap();
+                to.recv(&mut [0; 100]).unwrap();
+            }
+        };
+        for _ in 0..100 {
+            // Exchanges in quick succession keep both workers awake for a while.
+            for _ in 0..5 {
+                exchange();
+            }
+            let next = Policy::compile(&model(53), Some(&engine.policy()));
+            engine.swap(next).unwrap();
+        }
+        exchange();
+        drop(engine);
+    }
+}
+
+/// What `b` answers from the port that `a` asked.
+fn answer(to_port: u16, from_port: u16) -> Vec<u8> {
+    packet::build(
+        IpAddr::from([10, 0, 0, 11]),
+        IpAddr::from([10, 0, 0, 10]),
+        protocol::UDP,
+        Transport::Udp {
+            source: from_port,
+            destination: to_port,
+        },
+        b"yes",
+    )
+    .unwrap()
 }
 
 #[test]

@@ -138,6 +138,10 @@ impl Worker {
             if !self.hot.is_empty() {
                 return self.linger.worked();
             }
+            // The waker, of which epoll tells once: a new policy, or the end.
+            if !events.is_empty() {
+                return;
+            }
             let before = Instant::now();
             std::thread::yield_now();
             last = Instant::now();
