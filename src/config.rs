@@ -15,7 +15,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::model::Model;
+use crate::model::{Model, PrefixList, SecurityGroup};
 
 mod acl;
 mod addresses;
@@ -23,6 +23,7 @@ mod diagnostic;
 mod entities;
 mod groups;
 mod kind;
+mod members;
 mod names;
 mod net;
 mod quotas;
@@ -40,6 +41,7 @@ mod vpc;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
+pub use members::{DeclaredMember, MemberName};
 pub(crate) use text::{Findings, in_quotes, read_text};
 
 use diagnostic::{Report, printable};
@@ -76,6 +78,19 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
+/// A valid set of rule files, without a lab.
+#[derive(Debug, Clone)]
+pub struct LoadedRules {
+    /// All groups, the VPC's `default` among them.
+    pub security_groups: Vec<SecurityGroup>,
+    /// All prefix lists.
+    pub prefix_lists: Vec<PrefixList>,
+    /// Who carries the groups, as far as the files say it.
+    pub members: Vec<DeclaredMember>,
+    /// What deserves a second look, by file and place.
+    pub warnings: Vec<Diagnostic>,
+}
+
 /// What exceeds AWS's quotas.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Quotas {
@@ -110,19 +125,36 @@ pub fn load_with(lab: &Path, rules: &[PathBuf], options: Options) -> Result<Load
     let mut report = Report::new(options.quotas);
     let mut files = vec![lab.to_path_buf()];
     files.extend_from_slice(rules);
-    let mut nodes = Vec::with_capacity(files.len());
-    for path in &files {
-        let name = path.display().to_string();
-        nodes.push(match read_file(path) {
-            Ok(text) => parse(&mut report, &name, text),
-            Err((message, help)) => {
-                report.whole_file(&name, message, help);
-                None
-            }
-        });
-    }
+    let nodes = read_files(&mut report, &files);
     let name = lab.display().to_string();
     finish(report, &name, &nodes, files)
+}
+
+/// Reads rule files that need no lab: groups, their rules and members, prefix lists.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_rules(rules: &[PathBuf], options: Options) -> Result<LoadedRules, Diagnostics> {
+    let mut report = Report::new(options.quotas);
+    let nodes = read_files(&mut report, rules);
+    let name = rules.first().map(|path| path.display().to_string());
+    finish_rules(report, &name.unwrap_or_default(), &nodes)
+}
+
+/// Reads rules that need no lab from memory, each a name and a text.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_rule_sources(
+    sources: &[(&str, &str)],
+    options: Options,
+) -> Result<LoadedRules, Diagnostics> {
+    let mut report = Report::new(options.quotas);
+    let nodes: Vec<_> = sources
+        .iter()
+        .map(|(name, text)| parse(&mut report, name, (*text).to_owned()))
+        .collect();
+    finish_rules(report, sources.first().map_or("", |(name, _)| name), &nodes)
 }
 
 /// Reads a lab from memory; `name` stands for the file's in diagnostics.
@@ -157,6 +189,20 @@ pub fn load_sources_with(
     }
     let lab = sources.first().map_or("", |(name, _)| name);
     finish(report, lab, &nodes, Vec::new())
+}
+
+fn read_files(report: &mut Report, files: &[PathBuf]) -> Vec<Option<Node>> {
+    let mut read = |path: &PathBuf| {
+        let name = path.display().to_string();
+        match read_file(path) {
+            Ok(text) => parse(report, &name, text),
+            Err((message, help)) => {
+                report.whole_file(&name, message, help);
+                None
+            }
+        }
+    };
+    files.iter().map(&mut read).collect()
 }
 
 /// The text of a file, or what is wrong with it and what to do.
@@ -219,6 +265,50 @@ fn finish(
         model,
         warnings: report.finish(),
         files,
+    })
+}
+
+/// Turns trees into groups and prefix lists, or everything found into diagnostics.
+fn finish_rules(
+    mut report: Report,
+    first: &str,
+    nodes: &[Option<Node>],
+) -> Result<LoadedRules, Diagnostics> {
+    let mut sections = Sections::default();
+    for node in nodes {
+        match node {
+            Some(node) => read_sections(&mut report, node, false, &mut sections),
+            None => sections.incomplete = true,
+        }
+    }
+    let mut names = Names {
+        incomplete: sections.incomplete,
+        ..Names::default()
+    };
+    let lists = groups::read_lists(&mut report, &sections.lists, &mut names);
+    let mut groups = groups::read_groups(&mut report, &sections.groups, &first.into(), &mut names);
+    // As for a VPC with blocks of both families.
+    let rules = groups::read_rules(&mut report, &mut groups, &names, true);
+    let members = members::read(&mut report, &groups);
+    quotas::check(
+        &mut report,
+        &quotas::Declared {
+            groups: &groups,
+            lists: &lists,
+            acls: &[],
+            tables: &[],
+            interfaces: &[],
+        },
+    );
+    check_ids(&mut report, ids_of_rules(&groups, &lists, &rules));
+    if report.failed() {
+        return Err(Diagnostics::new(report.finish()));
+    }
+    Ok(LoadedRules {
+        security_groups: groups.into_iter().map(|decl| decl.group).collect(),
+        prefix_lists: lists.into_iter().map(|decl| decl.list).collect(),
+        members,
+        warnings: report.finish(),
     })
 }
 
@@ -285,42 +375,25 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
     };
     quotas::check(report, &declared);
 
-    let written = |key: Span, id: Span| (Some(id), id != key);
-    let declared = |key: Option<Span>, id: Option<Span>| {
-        let place = key.zip(id).map(|(key, id)| written(key, id));
-        place.unwrap_or((None, false))
-    };
+    members::are_of_no_use(report, &groups);
+
     let ids = subnets
         .iter()
         .map(|decl| (decl.subnet.id.clone(), written(decl.key, decl.id)))
-        .chain(
-            lists
-                .iter()
-                .map(|decl| (decl.list.id.clone(), written(decl.key, decl.id))),
-        )
-        .chain(
-            groups
-                .iter()
-                .map(|decl| (decl.group.id.clone(), declared(decl.key, decl.id))),
-        )
+        .chain(ids_of_rules(&groups, &lists, &rules))
         .chain(
             acls.iter()
-                .map(|decl| (decl.acl.id.clone(), declared(decl.key, decl.id))),
+                .map(|decl| (decl.acl.id.clone(), if_declared(decl.key, decl.id))),
         )
         .chain(
             tables
                 .iter()
-                .map(|decl| (decl.table.id.clone(), declared(decl.key, decl.id))),
+                .map(|decl| (decl.table.id.clone(), if_declared(decl.key, decl.id))),
         )
         .chain(
             interfaces
                 .iter()
                 .map(|decl| (decl.interface.id.clone(), written(decl.span, decl.id))),
-        )
-        .chain(
-            rules
-                .iter()
-                .map(|rule| (rule.id.to_string(), (rule.span, rule.written))),
         );
     check_ids(report, ids);
 
@@ -333,6 +406,7 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
         security_groups: groups.into_iter().map(|decl| decl.group).collect(),
         entities,
         interfaces: interfaces.into_iter().map(|decl| decl.interface).collect(),
+        members: Vec::new(),
     }
 }
 
@@ -411,10 +485,39 @@ fn read_sections<'n>(
     }
 }
 
+/// Where an id is, and whether somebody wrote it: a derived one has the key's place.
+type IdPlace = (Option<Span>, bool);
+
+fn written(key: Span, id: Span) -> IdPlace {
+    (Some(id), id != key)
+}
+
+fn if_declared(key: Option<Span>, id: Option<Span>) -> IdPlace {
+    let place = key.zip(id).map(|(key, id)| written(key, id));
+    place.unwrap_or((None, false))
+}
+
+fn ids_of_rules(
+    groups: &[groups::GroupDecl<'_>],
+    lists: &[groups::ListDecl],
+    rules: &[rules::RuleSpan],
+) -> impl Iterator<Item = (String, IdPlace)> {
+    let lists = lists
+        .iter()
+        .map(|decl| (decl.list.id.clone(), written(decl.key, decl.id)));
+    let groups = groups
+        .iter()
+        .map(|decl| (decl.group.id.clone(), if_declared(decl.key, decl.id)));
+    let rules = rules
+        .iter()
+        .map(|rule| (rule.id.to_string(), (rule.span, rule.written)));
+    lists.chain(groups).chain(rules)
+}
+
 /// Ids are unique; a clash is blamed on the id that somebody wrote. Two derived
 /// ids clash only in the wake of a written one that is reported already.
-fn check_ids(report: &mut Report, ids: impl Iterator<Item = (String, (Option<Span>, bool))>) {
-    let mut seen: HashMap<String, (Option<Span>, bool)> = HashMap::new();
+fn check_ids(report: &mut Report, ids: impl Iterator<Item = (String, IdPlace)>) {
+    let mut seen: HashMap<String, IdPlace> = HashMap::new();
     for (id, here) in ids {
         let Some(first) = seen.get(&id).copied() else {
             seen.insert(id, here);

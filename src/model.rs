@@ -30,7 +30,7 @@ pub use entity::{
     MIN_MTU, Tracking, Via,
 };
 pub use group::{
-    DEFAULT_GROUP, Direction, IcmpMatch, Peer, PortRange, PrefixList, SecurityGroup,
+    DEFAULT_GROUP, Direction, IcmpMatch, Member, Peer, PortRange, PrefixList, SecurityGroup,
     SecurityGroupRule, Traffic, protocol, protocol_name,
 };
 pub use id::{
@@ -63,6 +63,9 @@ pub struct Model {
     pub entities: Vec<Entity>,
     /// Every network interface of every entity, grouped by entity in order.
     pub interfaces: Vec<Interface>,
+    /// Interfaces elsewhere, each address once; the groups of an interface among
+    /// [`Self::interfaces`] are those that it carries.
+    pub members: Vec<Member>,
 }
 
 impl Model {

@@ -30,8 +30,11 @@ mod service;
 mod table;
 mod trie;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+
+use foldhash::fast::RandomState;
 
 use crate::model::{
     Address, Direction, GATEWAY_MTU, IcmpErrors, InterfaceIx, Model, Tracking, Via,
@@ -43,7 +46,7 @@ pub use matcher::Query;
 pub use reason::DropReason;
 pub use routes::{CompiledRoute, RouteIndex, Target};
 pub use rule::CompiledRule;
-pub use service::{Service, is_forwardable};
+pub use service::{Service, everywhere, is_forwardable};
 pub use table::{Coverage, GroupKey, RuleTable};
 
 use compile::Compiled;
@@ -55,6 +58,8 @@ pub struct Policy {
     slots: Vec<Option<PolicyInterface>>,
     directory: Arc<Directory>,
     icmp_errors: IcmpErrors,
+    /// Groups of interfaces elsewhere, by private address.
+    members: HashMap<IpAddr, Arc<[GroupKey]>, RandomState>,
     /// What the next policy may take over.
     compiled: Compiled,
 }
@@ -236,12 +241,15 @@ impl Policy {
     }
 
     /// The groups that rules see `address` in: those of the interface whose
-    /// private address it is (aws-semantics §2: never by public address).
+    /// private address it is (aws-semantics §2: never by public address), here or
+    /// elsewhere.
     pub fn groups_of(&self, address: IpAddr) -> &[GroupKey] {
-        let Some(Owner::Private(interface)) = self.directory.owner(address) else {
-            return &[];
+        let owner = match self.directory.owner(address) {
+            Some(Owner::Private(interface)) => self.interface(interface).map(|it| &it.guard),
+            Some(_) => None,
+            None => return self.members.get(&address).map_or(&[], |groups| groups),
         };
-        match self.interface(interface).map(|owner| &owner.guard) {
+        match owner {
             Some(Guard::Groups { member_of, .. }) => member_of,
             Some(Guard::Outside(_)) | None => &[],
         }

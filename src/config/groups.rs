@@ -26,7 +26,12 @@ pub(super) struct GroupDecl<'n> {
     fields: Option<Fields<'n>>,
 }
 
-impl GroupDecl<'_> {
+impl<'n> GroupDecl<'n> {
+    /// Who carries it elsewhere, where that is declared.
+    pub(super) fn members(&self) -> Option<&'n Node> {
+        self.fields.as_ref()?.get("members")
+    }
+
     /// The key of one direction's rules, where they are declared.
     pub(super) fn direction(&self, direction: Direction) -> Option<Span> {
         let fields = self.fields.as_ref()?;
@@ -194,7 +199,7 @@ fn check_group_name(report: &mut Report, entry: &Entry<'_>, name: &str) {
 
 fn read_head<'n>(report: &mut Report, entry: &Entry<'n>, name: &str) -> GroupDecl<'n> {
     let what = format!("security group {}", quoted(name));
-    let known = ["id", "description", "tags", "ingress", "egress"];
+    let known = ["id", "description", "tags", "members", "ingress", "egress"];
     let fields = report.fields(entry.value, &what, &known);
     let mut decl = GroupDecl {
         group: SecurityGroup {

@@ -23,6 +23,9 @@ pub enum Via {
     Igw,
     /// Over the virtual private gateway (a VPN): reaches private addresses.
     Vgw,
+    /// On the network that the interface itself is attached to, as in a sidecar:
+    /// everybody else, under every address that no interface here has.
+    Wire,
 }
 
 /// Which kind of load balancer (ELBv2 `Type`).

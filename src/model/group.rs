@@ -1,6 +1,7 @@
 //! Security groups, their rules, and prefix lists.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -208,6 +209,16 @@ impl SecurityGroup {
             Direction::Egress => &self.egress,
         }
     }
+}
+
+/// An address of an interface elsewhere, with the groups that it carries: rules that
+/// reference these cover it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its private address.
+    pub address: IpAddr,
+    /// Its groups.
+    pub groups: Vec<GroupIx>,
 }
 
 /// A managed prefix list: IPv4 only or IPv6 only (aws-semantics §1.2).

@@ -18,17 +18,21 @@ pub enum RouteTarget {
     Vgw,
     /// A network interface of the VPC, which is to forward.
     Interface(InterfaceIx),
+    /// The network that the interface itself is attached to ([`Via::Wire`]): who is
+    /// to get the packet next is for the interface's own routes to say.
+    Wire(InterfaceIx),
     /// Nowhere: the target is gone.
     Blackhole,
 }
 
 impl fmt::Display for RouteTarget {
-    /// `igw`, `vgw`, `eni` or `blackhole`.
+    /// `igw`, `vgw`, `eni`, `wire` or `blackhole`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Igw => "igw",
             Self::Vgw => "vgw",
             Self::Interface(_) => "eni",
+            Self::Wire(_) => "wire",
             Self::Blackhole => "blackhole",
         })
     }
@@ -89,7 +93,7 @@ impl RouteTable {
                         .map(|address| route(address.private.into(), RouteTarget::Vgw)),
                 ),
                 Attachment::External(Via::Igw) => internet = true,
-                Attachment::Subnet { .. } => {}
+                Attachment::External(Via::Wire) | Attachment::Subnet { .. } => {}
             }
         }
         if internet {

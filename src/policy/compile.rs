@@ -56,7 +56,11 @@ pub(super) fn compile(model: &Model, previous: Option<&Policy>) -> Policy {
         }
         _ => Arc::new(Directory::new(vpc, subnets, &slots)),
     };
+    let members = (model.members.iter())
+        .map(|member| (member.address, tables.keys_of(&member.groups)))
+        .collect();
     Policy {
+        members,
         generation: previous.map_or(1, |old| old.generation + 1),
         slots,
         directory,
@@ -213,6 +217,11 @@ impl<'m> Tables<'m> {
             always_tracked: entity.kind == EntityKind::Elb(LoadBalancer::Network),
             guard,
         }
+    }
+
+    /// The keys of groups.
+    fn keys_of(&self, groups: &[GroupIx]) -> Arc<[GroupKey]> {
+        groups.iter().map(|group| self.keys[group.ix()]).collect()
     }
 
     /// What interfaces with these groups are members of, and their rules.

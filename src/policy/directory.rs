@@ -16,6 +16,8 @@ use super::{DropReason, Guard, PolicyInterface};
 /// Every address that somebody has.
 #[derive(Debug)]
 pub struct Directory {
+    /// Whether an interface stands for the network around.
+    is_wired: bool,
     vpc: Vec<IpNet>,
     subnets: Vec<IpNet>,
     /// Apart by family: a number hashes faster than an `IpAddr`, and this is
@@ -88,7 +90,7 @@ impl<'p> Hop<'p> {
         match self.path {
             Path::Subnet => false,
             Path::Route(route) => matches!(route.target, Target::Igw | Target::Vgw),
-            Path::From(_) => true,
+            Path::From(via) => via != Via::Wire,
         }
     }
 }
@@ -117,7 +119,9 @@ impl Directory {
         subnets: &[Subnet],
         slots: &[Option<PolicyInterface>],
     ) -> Self {
+        let is_wired = |slot: &Option<PolicyInterface>| slot.as_ref().is_some_and(on_wire);
         let mut this = Self {
+            is_wired: slots.iter().any(is_wired),
             vpc: vpc.to_vec(),
             subnets: blocks(subnets).collect(),
             v4: HashMap::default(),
@@ -137,8 +141,11 @@ impl Directory {
                 }
             }
         }
-        for (address, service) in service::addresses(vpc, subnets) {
-            this.insert(address, Owner::Service(service));
+        // On a wire, services are hosts like others.
+        if !this.is_wired {
+            for (address, service) in service::addresses(vpc, subnets) {
+                this.insert(address, Owner::Service(service));
+            }
         }
         this
     }
@@ -212,12 +219,14 @@ impl Directory {
     ) -> Result<Hop<'p>, Stranded<'p>> {
         match &from.guard {
             Guard::Groups { subnet, .. } => {
-                if !service::is_forwardable(destination) {
-                    return Err(Stranded::without_route(DropReason::NoRoute));
-                }
                 let Some(route) = subnet.routes.find(destination) else {
                     return Err(Stranded::without_route(DropReason::NoRoute));
                 };
+                // Neighbours on a wire need nobody who forwards.
+                let beside = matches!(route.target, Target::Wire(_));
+                if !beside && !service::is_forwardable(destination) {
+                    return Err(Stranded::without_route(DropReason::NoRoute));
+                }
                 self.follow(at, from, source, destination, owner, route)
                     .map_err(|reason| Stranded {
                         reason,
@@ -227,6 +236,7 @@ impl Directory {
             Guard::Outside(via) => match via {
                 Via::Igw => self.entering_from_internet(destination, owner),
                 Via::Vgw => self.entering_from_vpn(destination, owner),
+                Via::Wire => local(owner).map(|to| Hop::plain(to, Path::From(Via::Wire))),
             }
             .map_err(Stranded::without_route),
         }
@@ -246,7 +256,8 @@ impl Directory {
             Target::Blackhole => Err(DropReason::Blackhole),
             Target::Local => local(owner).map(|to| Hop::plain(to, path)),
             Target::Interface(Some(to)) if to != at => Ok(Hop::plain(to, path)),
-            Target::Interface(_) => Err(DropReason::NoRoute),
+            Target::Interface(_) | Target::Wire(None) => Err(DropReason::NoRoute),
+            Target::Wire(Some(to)) => Ok(Hop::plain(to, path)),
             Target::Vgw => match owner {
                 Some(Owner::Outside(to, Via::Vgw)) => Ok(Hop::plain(to, path)),
                 _ => Err(DropReason::UnknownDestination),
@@ -307,6 +318,13 @@ impl Directory {
         local(owner).map(|to| Hop::plain(to, Path::From(Via::Vgw)))
     }
 
+    /// Whether an interface stands for the network around ([`Via::Wire`]), which has
+    /// services of its own.
+    #[inline]
+    pub fn is_wired(&self) -> bool {
+        self.is_wired
+    }
+
     /// Whether the address lies in one of the VPC's blocks.
     pub fn in_vpc(&self, address: IpAddr) -> bool {
         self.vpc.iter().any(|cidr| cidr.contains(&address))
@@ -315,6 +333,10 @@ impl Directory {
 
 fn blocks(subnets: &[Subnet]) -> impl Iterator<Item = IpNet> {
     subnets.iter().flat_map(|subnet| &subnet.cidrs).copied()
+}
+
+fn on_wire(interface: &PolicyInterface) -> bool {
+    matches!(interface.guard, Guard::Outside(Via::Wire))
 }
 
 fn local(owner: Option<Owner>) -> Result<InterfaceIx, DropReason> {

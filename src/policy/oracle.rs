@@ -200,16 +200,16 @@ impl Oracle {
         // A DHCP client has no address yet and knows none: it speaks to all.
         // Neither groups nor network ACLs judge it (§4), and no server answers
         // here.
-        let in_vpc = !sender.is_external();
-        if in_vpc && services::is_dhcp(packet) {
+        let served = !sender.is_external() && !routes::has_wire(&self.model);
+        if served && services::is_dhcp(packet) {
             return Err(DropReason::NoService);
         }
         // The source (aws-semantics §7, source/destination check).
-        if !may_send_from(sender, packet.source) {
+        if !may_send_from(&self.model, sender, packet.source) {
             return Err(DropReason::SourceCheck);
         }
         // Neither does anything judge what is for a service of the VPC (§4).
-        if in_vpc && services::lives_at(&self.model, packet.destination) {
+        if served && services::lives_at(&self.model, packet.destination) {
             return Err(DropReason::NoService);
         }
         // A VPC carries unicast only.
@@ -250,10 +250,8 @@ impl Oracle {
         let from = packet.from;
         let sender = &self.model.interfaces[from.ix()];
         let from_outside = sender.is_external();
-        let source_is_own = sender
-            .addresses
-            .iter()
-            .any(|address| address.private == packet.source);
+        // Nobody on the wire has an address that isn't his own but ours.
+        let source_is_own = routes::is_wire(sender) || has(sender, packet.source);
 
         // The sender's groups, on the addresses as the sender wrote them: they
         // stand before the route and the internet gateway.
@@ -326,22 +324,28 @@ impl Oracle {
 }
 
 /// Whether `sender` may send from `source`.
-fn may_send_from(sender: &Interface, source: IpAddr) -> bool {
+fn may_send_from(model: &Model, sender: &Interface, source: IpAddr) -> bool {
     // No host may have these as its source, check or no check. (A source that
     // is the limited broadcast address belongs here too.)
     if is_never_unicast(source) {
         return false;
     }
+    // On the wire is everybody but those who are here.
+    if routes::is_wire(sender) {
+        return !model.interfaces.iter().any(|it| has(it, source));
+    }
     // With the check on, the source must be one of the interface's own
     // addresses (§7). An external host is held to that always: what a gateway
     // lets in under a foreign name is not for a security group to sort out.
     if sender.source_dest_check || sender.is_external() {
-        return sender
-            .addresses
-            .iter()
-            .any(|address| address.private == source);
+        return has(sender, source);
     }
     true
+}
+
+/// Whether the address is one of the interface's own.
+fn has(interface: &Interface, address: IpAddr) -> bool {
+    interface.addresses.iter().any(|own| own.private == address)
 }
 
 /// Unspecified, loopback, multicast (224.0.0.0/4, ff00::/8) or 255.255.255.255.

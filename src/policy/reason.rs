@@ -11,6 +11,11 @@ use std::fmt;
 pub enum DropReason {
     /// The sending interface is not part of the policy in force.
     UnknownInterface,
+    /// A frame of neither IPv4, IPv6 nor their neighbour protocols: a VPC carries
+    /// nothing else.
+    NotIp,
+    /// ARP or neighbour discovery under an address that isn't the interface's own.
+    NeighbourSpoof,
     /// Not an IP packet whose headers are whole and agree with its length.
     Malformed,
     /// A first fragment too short to hold the transport header, so that its
@@ -72,8 +77,10 @@ impl DropReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::UnknownInterface,
+        Self::NotIp,
+        Self::NeighbourSpoof,
         Self::Malformed,
         Self::TinyFragment,
         Self::OverlappingFragment,
@@ -102,6 +109,8 @@ impl DropReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::UnknownInterface => "unknown_interface",
+            Self::NotIp => "not_ip",
+            Self::NeighbourSpoof => "neighbour_spoof",
             Self::Malformed => "malformed",
             Self::TinyFragment => "tiny_fragment",
             Self::OverlappingFragment => "overlapping_fragment",

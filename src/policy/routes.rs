@@ -23,6 +23,8 @@ pub enum Target {
     /// A network interface that is to forward; `None` if the policy doesn't
     /// know it.
     Interface(Option<InterfaceIx>),
+    /// The network that the sender is attached to.
+    Wire(Option<InterfaceIx>),
     /// Nowhere.
     Blackhole,
 }
@@ -80,6 +82,7 @@ impl RouteIndex {
                     RouteTarget::Igw => Target::Igw,
                     RouteTarget::Vgw => Target::Vgw,
                     RouteTarget::Interface(at) => Target::Interface(slot(at)),
+                    RouteTarget::Wire(at) => Target::Wire(slot(at)),
                     RouteTarget::Blackhole => Target::Blackhole,
                 },
                 target_text: route.target_text.clone(),

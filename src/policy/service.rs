@@ -56,6 +56,11 @@ const EVERYWHERE: [(IpAddr, Service); 9] = [
     (amazon(0x123), Service::TimeSync),
 ];
 
+/// Addresses of services that every VPC has, with what they are.
+pub fn everywhere() -> impl Iterator<Item = (IpAddr, Service)> {
+    EVERYWHERE.into_iter()
+}
+
 /// Every address of a service in a VPC: those above, the resolver at the second
 /// address of each IPv4 block of the VPC, the router at the first of each
 /// subnet's blocks.

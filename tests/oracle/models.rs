@@ -388,7 +388,7 @@ impl Blueprint {
     fn external_addresses(&self, via: Via, nth: usize, plan: &InterfacePlan) -> Vec<Address> {
         let (block4, block6) = match via {
             Via::Igw => ("198.51.100.0/24", "2001:db8:f::/64"),
-            Via::Vgw => ("192.168.7.0/24", "2001:db8:e::/64"),
+            Via::Vgw | Via::Wire => ("192.168.7.0/24", "2001:db8:e::/64"),
         };
         let families = if self.ipv6 { plan.families % 6 } else { 0 };
         let mut addresses = Vec::new();

@@ -303,8 +303,17 @@ fn covers_peer(model: &Model, peer: Peer, address: IpAddr) -> bool {
 /// Public and Elastic IP addresses never count (§2), and external hosts carry
 /// no groups.
 fn is_member(model: &Model, group: GroupIx, address: IpAddr) -> bool {
-    model.interfaces.iter().any(|interface| {
-        interface.groups().contains(&group)
-            && interface.addresses.iter().any(|its| its.private == address)
-    })
+    let mut owners = model
+        .interfaces
+        .iter()
+        .filter(|interface| interface.addresses.iter().any(|its| its.private == address))
+        .peekable();
+    // What is declared of interfaces elsewhere says nothing about those here.
+    if owners.peek().is_none() {
+        return model
+            .members
+            .iter()
+            .any(|member| member.address == address && member.groups.contains(&group));
+    }
+    owners.any(|interface| interface.groups().contains(&group))
 }

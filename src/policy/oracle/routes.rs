@@ -110,7 +110,22 @@ pub(super) fn find(model: &Model, packet: &Packet) -> Result<Path, DropReason> {
         Attachment::Subnet { subnet, .. } => from_vpc(model, subnet, packet),
         Attachment::External(Via::Igw) => from_internet(model, packet),
         Attachment::External(Via::Vgw) => from_vpn(model, packet),
+        Attachment::External(Via::Wire) => {
+            let to =
+                owner_in_vpc(model, packet.destination).ok_or(DropReason::UnknownDestination)?;
+            Ok(Path::new(model, to, addresses(packet), false))
+        }
     }
+}
+
+/// Whether the interface stands for the network around.
+pub(super) fn is_wire(interface: &Interface) -> bool {
+    interface.attachment == Attachment::External(Via::Wire)
+}
+
+/// Whether one of the interfaces does.
+pub(super) fn has_wire(model: &Model) -> bool {
+    model.interfaces.iter().any(is_wire)
 }
 
 /// What a line of a route table says, the local routes included.
@@ -125,10 +140,15 @@ fn from_vpc(model: &Model, subnet: SubnetIx, packet: &Packet) -> Result<Path, Dr
         .iter()
         .filter_map(|text| text.parse::<IpNet>().ok())
         .any(|block| block.contains(&packet.destination));
+    let target = lookup(model, subnet, packet.destination).ok_or(DropReason::NoRoute)?;
+    // A neighbour is reached without anybody who forwards.
+    if let Target::Declared(RouteTarget::Wire(to)) = target {
+        return Ok(Path::new(model, to, addresses(packet), false));
+    }
     if never {
         return Err(DropReason::NoRoute);
     }
-    match lookup(model, subnet, packet.destination).ok_or(DropReason::NoRoute)? {
+    match target {
         Target::Local => local(model, packet),
         Target::Declared(RouteTarget::Blackhole) => Err(DropReason::Blackhole),
         Target::Declared(RouteTarget::Vgw) => {
@@ -142,7 +162,7 @@ fn from_vpc(model: &Model, subnet: SubnetIx, packet: &Packet) -> Result<Path, Dr
         Target::Declared(RouteTarget::Interface(to)) if to == packet.from => {
             Err(DropReason::NoRoute)
         }
-        Target::Declared(RouteTarget::Interface(to)) => {
+        Target::Declared(RouteTarget::Interface(to) | RouteTarget::Wire(to)) => {
             Ok(Path::new(model, to, addresses(packet), false))
         }
     }
