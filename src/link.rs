@@ -10,21 +10,28 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::packet::Shape;
+use crate::packet::ethernet::HEADER;
+use crate::policy::DropReason;
 
 mod coalesce;
+mod device;
+mod ethernet;
 mod memory;
 mod offloads;
+mod packet;
 mod tun;
 pub mod virtio;
 
 pub use self::coalesce::{Coalescer, Ends};
+pub use self::ethernet::{EtherIdentity, InnerLink, OuterLink, wire};
 pub use self::memory::MemoryLink;
 pub use self::offloads::{Offload, Offloads};
-pub use self::tun::TunLink;
+pub use self::packet::PacketSocket;
+pub use self::tun::{Tap, TunLink};
 
 /// Room for the longest frame, IPv6's header before the most that its length
-/// field can say, and a device's own header before it.
-pub const FRAME: usize = virtio::HEADER + 40 + 65_535;
+/// field can say, and before it Ethernet's and a device's own header.
+pub const FRAME: usize = virtio::HEADER + HEADER + 40 + 65_535;
 
 /// How a worker learns that a link has frames to read.
 #[derive(Debug)]
@@ -35,16 +42,24 @@ pub enum Readiness<'a> {
     Wakes,
 }
 
+/// The Ethernet addresses that a frame came with: its destination's, then its
+/// source's. Links of layer 3 have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Envelope(Option<[u8; 12]>);
+
 /// A frame that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// Where in the buffer it starts.
+    /// Where in the buffer it starts: the IP packet, behind whatever the link has
+    /// before it.
     pub start: usize,
     /// Its bytes.
     pub length: usize,
-    /// What they stand for, unless whoever sent it contradicts himself: then it
-    /// is no packet that can be judged.
-    pub shape: Result<Shape, virtio::OddHeader>,
+    /// What they stand for, or why they are no packet that can be judged: as when
+    /// whoever sent it contradicts himself.
+    pub shape: Result<Shape, DropReason>,
+    /// Between which stations it travels.
+    pub envelope: Envelope,
 }
 
 /// One attachment of the appliance to the world. Any thread may call any
@@ -59,14 +74,14 @@ pub trait Link: Send + Sync + fmt::Debug {
     fn recv(&self, buffer: &mut [u8]) -> io::Result<Received>;
 
     /// Writes one frame of a shape that [`Link::offloads`] takes, whole or not at
-    /// all.
+    /// all. Where frames have Ethernet addresses, they are those of the `envelope`.
     ///
     /// # Errors
     /// `InvalidInput` if the device refuses the shape, for now or from now on: the
     /// frame can be sent as the packets of the wire that it stands for
     /// ([`crate::packet::segment`]). Otherwise whatever the device said; the frame
     /// is lost then.
-    fn send(&self, frame: &[u8], shape: Shape) -> io::Result<()>;
+    fn send(&self, envelope: Envelope, frame: &[u8], shape: Shape) -> io::Result<()>;
 
     /// What may be sent beside whole packets. A link may give an offload up.
     fn offloads(&self) -> Offloads {
@@ -81,6 +96,34 @@ pub trait Link: Send + Sync + fmt::Debug {
     fn wake_with(&self, _waker: Arc<mio::Waker>) {}
 }
 
+impl Envelope {
+    /// That of a link which has no Ethernet addresses.
+    pub const NONE: Self = Self(None);
+
+    /// From the station `source` to the station `destination`.
+    pub fn new(destination: [u8; 6], source: [u8; 6]) -> Self {
+        let mut addresses = [0; 12];
+        addresses[..6].copy_from_slice(&destination);
+        addresses[6..].copy_from_slice(&source);
+        Self(Some(addresses))
+    }
+
+    /// That of an answer.
+    #[must_use]
+    pub fn back(self) -> Self {
+        Self(self.0.map(|mut addresses| {
+            addresses.rotate_left(6);
+            addresses
+        }))
+    }
+
+    /// Destination and source, as they stand in a frame.
+    #[inline]
+    pub fn addresses(&self) -> Option<&[u8; 12]> {
+        self.0.as_ref()
+    }
+}
+
 impl Received {
     /// An ordinary packet at the start of the buffer.
     pub fn whole(length: usize) -> Self {
@@ -88,6 +131,7 @@ impl Received {
             start: 0,
             length,
             shape: Ok(Shape::Whole),
+            envelope: Envelope::NONE,
         }
     }
 

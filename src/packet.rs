@@ -4,6 +4,7 @@
 mod build;
 mod checksum;
 mod embedded;
+pub mod ethernet;
 mod join;
 mod key;
 mod nat;
@@ -18,6 +19,7 @@ use std::net::IpAddr;
 use crate::model::{Direction, InterfaceIx, protocol};
 
 pub use build::{build, icmp_protocol};
+pub(crate) use checksum::sum;
 pub use embedded::embedded;
 pub use join::{Head, Run};
 pub use key::FlowKey;

@@ -8,6 +8,7 @@
 
 mod bytes;
 mod checks;
+mod ethernet;
 mod files;
 mod frames;
 mod structured;
@@ -15,6 +16,7 @@ mod vnet;
 mod wire;
 mod world;
 
+pub use ethernet::ethernet;
 pub use files::{lab_files, packets_txt};
 pub use frames::frames;
 pub use structured::{as_frames, structured_frames};
@@ -24,10 +26,11 @@ pub use vnet::vnet;
 pub type Body = fn(&[u8]);
 
 /// Every target by name; its corpus is in `fuzz/corpus/NAME`.
-pub const TARGETS: [(&str, Body); 5] = [
+pub const TARGETS: [(&str, Body); 6] = [
     ("frames", frames),
     ("structured_frames", structured_frames),
     ("lab_files", lab_files),
     ("packets_txt", packets_txt),
     ("vnet", vnet),
+    ("ethernet", ethernet),
 ];

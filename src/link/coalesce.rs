@@ -4,7 +4,7 @@
 //! run that waits, and a packet either joins its end or is sent after it. Super-packets
 //! go by without being copied, after all that waits.
 
-use super::Offloads;
+use super::{Envelope, Offloads};
 use crate::model::InterfaceIx;
 use crate::packet::{Head, Run, Shape};
 
@@ -19,6 +19,8 @@ pub struct Ends {
     pub from: Option<InterfaceIx>,
     /// The receiver.
     pub to: InterfaceIx,
+    /// Between which stations, on links that have such.
+    pub envelope: Envelope,
 }
 
 /// Runs that wait for more.

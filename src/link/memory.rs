@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use crossbeam::queue::ArrayQueue;
 use mio::Waker;
 
-use super::{Link, Offloads, Readiness, Received};
+use super::{Envelope, Link, Offloads, Readiness, Received};
 use crate::packet::Shape;
 
 /// Two bounded queues of frames. What is put in with [`MemoryLink::inject`]
@@ -77,10 +77,11 @@ impl Link for MemoryLink {
             start: 0,
             length: frame.len(),
             shape: Ok(shape),
+            envelope: Envelope::NONE,
         })
     }
 
-    fn send(&self, frame: &[u8], shape: Shape) -> io::Result<()> {
+    fn send(&self, _: Envelope, frame: &[u8], shape: Shape) -> io::Result<()> {
         if !self.offloads.take(shape) {
             return Err(io::ErrorKind::InvalidInput.into());
         }

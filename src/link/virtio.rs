@@ -5,7 +5,7 @@
 //! The kernel writes it, but whoever has a raw socket with `PACKET_VNET_HDR` in a
 //! namespace says what: nothing in it is believed unless the frame bears it out.
 
-use crate::packet::{Shape, Summed};
+use crate::packet::{Shape, Summed, sum};
 
 /// Bytes of the header.
 pub const HEADER: usize = 10;
@@ -25,6 +25,9 @@ const GSO_ECN: u8 = 0x80;
 /// Linux's `GSO_BY_FRAGS`: a size that says that there is none.
 const BY_FRAGS: u16 = 0xffff;
 
+/// IANA's number of SCTP, whose checksum is a CRC (RFC 9260 §6.8).
+const SCTP: u8 = 132;
+
 /// A header that its frame doesn't bear out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the offload header contradicts the frame")]
@@ -38,6 +41,16 @@ pub struct OddHeader;
 /// that was never agreed on.
 #[inline]
 pub fn decode(header: [u8; HEADER], frame: &[u8]) -> Result<Shape, OddHeader> {
+    decode_behind(0, header, frame)
+}
+
+/// Likewise, where the device has `before` bytes of a header of its own between the two,
+/// from whose beginning it counts.
+///
+/// # Errors
+/// As [`decode`].
+#[inline]
+pub fn decode_behind(before: u16, header: [u8; HEADER], frame: &[u8]) -> Result<Shape, OddHeader> {
     let [
         flags,
         gso_type,
@@ -54,8 +67,49 @@ pub fn decode(header: [u8; HEADER], frame: &[u8]) -> Result<Shape, OddHeader> {
     }
     let size = u16::from_ne_bytes(size);
     let start = u16::from_ne_bytes([start_0, start_1]);
+    let start = start.checked_sub(before).ok_or(OddHeader)?;
     let offset = u16::from_ne_bytes([at_0, at_1]);
     decode_unsummed(flags, gso_type, size, start, offset, frame)
+}
+
+/// As [`decode_behind`], for frames of others' making: a checksum that is left to be computed and is
+/// not the packet's own (inside a tunnel), is computed here and now, as a device does, so
+/// that the packet is whole.
+///
+/// # Errors
+/// [`OddHeader`] likewise, and for SCTP, whose checksum is of another kind.
+#[inline]
+pub fn settle(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Result<Shape, OddHeader> {
+    decode_behind(before, header, frame).or_else(|odd| {
+        let done = sum_up(before, header, frame);
+        done.map(|()| Shape::Whole).ok_or(odd)
+    })
+}
+
+/// Computes the checksum that `header` tells of; `None` if it tells of anything else.
+#[cold]
+fn sum_up(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Option<()> {
+    let [flags, GSO_NONE, _, _, _, _, start_0, start_1, at_0, at_1] = header else {
+        return None;
+    };
+    let (ip_header, carries) = match is_v6(frame) {
+        true => (40, *frame.get(6)?),
+        false => (20, *frame.get(9)?),
+    };
+    let start = usize::from(u16::from_ne_bytes([start_0, start_1]).checked_sub(before)?);
+    let offset = usize::from(u16::from_ne_bytes([at_0, at_1]));
+    if flags & !DATA_VALID != NEEDS_CSUM || start < ip_header || carries == SCTP {
+        return None;
+    }
+    let covered = frame.get_mut(start..)?;
+    // Zero would say that there is none, in UDP (RFC 768).
+    let checksum = match !sum(covered) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    let field = covered.get_mut(offset..offset + 2)?;
+    field.copy_from_slice(&checksum.to_be_bytes());
+    Some(())
 }
 
 fn decode_unsummed(
@@ -92,6 +146,13 @@ fn decode_unsummed(
 /// The header for `frame`, the packet of that shape.
 #[inline]
 pub fn encode(shape: Shape, frame: &[u8]) -> [u8; HEADER] {
+    encode_behind(0, shape, frame)
+}
+
+/// Likewise, for a device that has `before` bytes of a header of its own between the two
+/// and counts from its beginning.
+#[inline]
+pub fn encode_behind(before: u16, shape: Shape, frame: &[u8]) -> [u8; HEADER] {
     let Some(unsummed) = shape.unsummed() else {
         return [0; HEADER];
     };
@@ -101,7 +162,7 @@ pub fn encode(shape: Shape, frame: &[u8]) -> [u8; HEADER] {
                 Summed::Tcp => tcp_kind(is_v6(frame)) | if segments.ecn { GSO_ECN } else { 0 },
                 Summed::Udp => GSO_UDP_L4,
             };
-            (kind, segments.headers, segments.size)
+            (kind, segments.headers.saturating_add(before), segments.size)
         }
         // Linux makes of it as much as it needs.
         Shape::Whole | Shape::Partial(_) => (GSO_NONE, 0, 0),
@@ -113,7 +174,8 @@ pub fn encode(shape: Shape, frame: &[u8]) -> [u8; HEADER] {
     header[1] = gso_type;
     header[2..4].copy_from_slice(&headers.to_ne_bytes());
     header[4..6].copy_from_slice(&size.to_ne_bytes());
-    header[6..8].copy_from_slice(&unsummed.transport.to_ne_bytes());
+    let start = unsummed.transport.saturating_add(before);
+    header[6..8].copy_from_slice(&start.to_ne_bytes());
     header[8..10].copy_from_slice(&offset.to_ne_bytes());
     header
 }

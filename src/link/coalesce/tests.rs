@@ -27,6 +27,7 @@ fn to(to: usize) -> Ends {
     Ends {
         from: Some(InterfaceIx::new(A)),
         to: InterfaceIx::new(to),
+        envelope: Envelope::NONE,
     }
 }
 

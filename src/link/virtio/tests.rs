@@ -198,3 +198,55 @@ fn random_headers_and_frames_do_no_harm() {
         }
     }
 }
+
+#[test]
+fn behind_a_header_of_its_own_a_device_counts_from_there() {
+    for (frame, shape) in shaped() {
+        let header = encode_behind(14, shape, &frame);
+        assert_eq!(decode_behind(14, header, &frame), Ok(shape));
+        if shape == Shape::Whole {
+            continue;
+        }
+        assert_eq!(decode(header, &frame), Err(OddHeader));
+        let at = |header: [u8; HEADER], i| u16::from_ne_bytes([header[i], header[i + 1]]);
+        let plain = encode(shape, &frame);
+        assert_eq!(at(header, 6), at(plain, 6) + 14);
+        let headers = at(plain, 2);
+        assert_eq!(at(header, 2), if headers == 0 { 0 } else { headers + 14 });
+    }
+    let tcp = frame(false, TCP, 100);
+    assert_eq!(
+        decode_behind(14, header(1, 0, 0, 13, 16), &tcp),
+        Err(OddHeader)
+    );
+}
+
+#[test]
+fn a_checksum_inside_a_tunnel_is_computed_at_once() {
+    let inner = frame(false, UDP, 333);
+    let [a, b]: [IpAddr; 2] = ["fd00::1", "fd00::2"].map(|text| text.parse().unwrap());
+    let whole = build(a, b, 4, Transport::Other, &inner).unwrap();
+    let mut left = whole.clone();
+    // The sum of the pseudo header: all that is known of it before.
+    let pseudo = [&inner[12..20], &[0, protocol::UDP], &inner[24..26]].concat();
+    left[40 + 26..40 + 28].copy_from_slice(&sum(&pseudo).to_be_bytes());
+    let said = header(1, 0, 0, 14 + 40 + 20, 6);
+    assert_eq!(decode_behind(14, said, &left), Err(OddHeader));
+    assert_eq!(settle(14, said, &mut left), Ok(Shape::Whole));
+    assert_eq!(left, whole);
+    // Neither segments nor SCTP, nor anything in the IP header or past the end.
+    let refused = |said, frame: &[u8]| {
+        let mut copy = frame.to_vec();
+        assert_eq!(settle(14, said, &mut copy), Err(OddHeader));
+        assert_eq!(copy, frame);
+    };
+    refused(header(1, 5, 100, 14 + 60, 6), &whole);
+    refused(header(1, 0, 0, 14 + 39, 6), &whole);
+    refused(header(1, 0, 0, 14 + 40, u16::MAX), &whole);
+    refused(header(1, 0, 0, 0, 6), &whole);
+    let length = u16::try_from(14 + whole.len() - 1).unwrap();
+    refused(header(1, 0, 0, length, 0), &whole);
+    refused(header(1, 0, 0, 14 + 40, 6), &[]);
+    let sctp = build(a, b, 132, Transport::Other, &inner).unwrap();
+    refused(header(1, 0, 0, 14 + 40, 8), &sctp);
+}
