@@ -59,7 +59,7 @@ fn main() {
         delays.sort_unstable();
         // Of so many in a hundred thousand packets.
         let at = |share: usize| {
-            let place = delays.len() / 100_000 * share;
+            let place = delays.len() * share / 100_000;
             delays[place.min(delays.len() - 1)].as_nanos() as f64 / 1e6
         };
         println!(
@@ -68,9 +68,9 @@ fn main() {
             at(50_000),
             at(99_990),
             at(99_999),
-            at(100_001),
+            at(100_000),
         );
-        at(100_001)
+        at(100_000)
     };
     let alone = worst(Beside::Nothing);
     let sweeps = worst(Beside::Sweeps);
@@ -98,6 +98,8 @@ fn measure(datapath: &Datapath, model: &Model, beside: Beside, lasting: Duration
                     Beside::Sweeps => {
                         datapath.sweep_part(part, 16, Millis(now().0 + 60_000));
                         part = (part + 1) % 16;
+                        // As the engine does.
+                        thread::sleep(Duration::from_secs(1) / 16);
                     }
                     Beside::Swaps => {
                         let next = Policy::compile(model, Some(&policies.load()));

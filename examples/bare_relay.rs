@@ -163,7 +163,11 @@ impl<'a> Relay<'a> {
                 // What can't be written is lost, as on any wire.
                 Ok(received) => {
                     if let Ok(shape) = received.shape {
-                        drop(self.links[1 - from].send(received.frame(buffer), shape));
+                        drop(self.links[1 - from].send(
+                            received.envelope,
+                            received.frame(buffer),
+                            shape,
+                        ));
                     }
                 }
                 Err(error) => return error.kind() == ErrorKind::Interrupted,

@@ -41,6 +41,12 @@ pub use slot::Way;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Millis(pub u64);
 
+impl From<Millis> for std::time::Duration {
+    fn from(millis: Millis) -> Self {
+        Self::from_millis(millis.0)
+    }
+}
+
 impl From<std::time::Duration> for Millis {
     fn from(duration: std::time::Duration) -> Self {
         Self(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))

@@ -14,7 +14,7 @@ mod station;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::conntrack::{FlowTable, Millis};
-use crate::model::{Direction, InterfaceIx, RuleId};
+use crate::model::{Direction, InterfaceIx, RuleId, Via};
 use crate::packet::{self, Fragment, Packet, ParseError, Shape, Transport};
 use crate::policy::{
     AclDecision, AclTable, CompiledRule, DropReason, Guard, Hop, Owner, Policy, PolicyInterface,
@@ -442,23 +442,29 @@ impl Datapath {
         packet: &Packet,
         recorder: &mut R,
     ) -> Result<Admitted, Dropped> {
-        let in_vpc = sender.subnet().is_some();
+        let served = sender.subnet().is_some() && !policy.directory().is_wired();
         let unfiltered = |recorder: &mut R, service| {
             recorder.step(Step::Unfiltered { at: from, service });
             Err((DropReason::NoService, from))
         };
         // A client without an address yet asks for one by broadcast.
-        if in_vpc && is_dhcp(packet) {
+        if served && is_dhcp(packet) {
             return unfiltered(recorder, Service::Dhcp);
         }
-        let source_is_own = sender.has(packet.source);
+        let source_is_own = match sender.guard {
+            // Whoever is out there may be anybody but one of us.
+            Guard::Outside(Via::Wire) => {
+                is_unicast(packet.source) && policy.directory().owner(packet.source).is_none()
+            }
+            Guard::Groups { .. } | Guard::Outside(_) => sender.has(packet.source),
+        };
         let passed = source_is_own || may_forward(sender, packet.source);
         recorder.step(Step::SourceCheck { at: from, passed });
         if !passed {
             return Err((DropReason::SourceCheck, from));
         }
         let owner = policy.directory().owner(packet.destination);
-        if in_vpc && let Some(Owner::Service(service)) = owner {
+        if served && let Some(Owner::Service(service)) = owner {
             return unfiltered(recorder, service);
         }
         if !is_unicast(packet.destination) {

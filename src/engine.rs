@@ -25,10 +25,12 @@ use crate::datapath::Datapath;
 use crate::link::Link;
 use crate::model::InterfaceIx;
 use crate::observe::Counters;
+use crate::observe::drops::DropLog;
 use crate::policy::{DropReason, Policy};
 use worker::Worker;
 
 pub use appliance::{Appliance, ReplaceError};
+pub use proof::prover_addresses;
 
 /// Time in which the whole flow table is swept, a part after the other.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +47,8 @@ pub struct Options {
     pub max_flows: usize,
     /// Whether workers poll without ever sleeping.
     pub busy_poll: bool,
+    /// Whether samples of dropped packets are kept for [`Engine::drop_log`].
+    pub log_drops: bool,
 }
 
 impl Default for Options {
@@ -53,6 +57,7 @@ impl Default for Options {
             workers: default_workers(),
             max_flows: DEFAULT_CAPACITY,
             busy_poll: false,
+            log_drops: false,
         }
     }
 }
@@ -117,6 +122,7 @@ struct Shared {
     datapath: Datapath,
     links: Vec<Arc<dyn Link>>,
     counters: Counters,
+    drop_log: Option<DropLog>,
     /// The generation that each worker judges by.
     seen: Vec<CachePadded<AtomicU64>>,
     /// Whether reading from each link failed the last time.
@@ -149,6 +155,7 @@ impl Engine {
             datapath: Datapath::new(options.max_flows),
             // The last set is the sweeper's.
             counters: Counters::new(workers + 1, links.len()),
+            drop_log: options.log_drops.then(|| DropLog::new(workers + 1)),
             broken: links.iter().map(|_| AtomicBool::new(false)).collect(),
             links,
             seen: (0..workers)
@@ -181,6 +188,9 @@ impl Engine {
                 let tally = shared.counters.tally(workers);
                 for (at, orphans) in swept.orphans {
                     tally.dropped(DropReason::OrphanFragment, at, orphans);
+                    if let Some(log) = &shared.drop_log {
+                        log.count(workers, DropReason::OrphanFragment, orphans);
+                    }
                 }
                 if swept.flows > 0 {
                     tracing::debug!(flows = swept.flows, "expired flows removed");
@@ -231,6 +241,11 @@ impl Engine {
     /// Packets, bytes and drops.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// Samples of dropped packets, if [`Options::log_drops`] asked for them.
+    pub fn drop_log(&self) -> Option<&DropLog> {
+        self.shared.drop_log.as_ref()
     }
 
     /// The tracked flows.

@@ -1,11 +1,12 @@
 //! What is known about the appliance while it runs: counters, what was proven
-//! of each interface, and the status that sums both up. Formatting is for the
-//! floors above.
+//! of each interface, the status that sums both up, and samples of what was dropped.
+//! Formatting is for the floors above.
 
 mod counters;
+pub mod drops;
 mod proof;
 mod status;
 
 pub use counters::{Counters, Tally, Traffic, Wire};
 pub use proof::{Check, Proof};
-pub use status::{FlowStatus, InterfaceStatus, PolicyStatus, Status};
+pub use status::{FlowStatus, InterfaceStatus, PolicyStatus, RecentDrop, Status, is_ready};

@@ -1,22 +1,32 @@
 //! An engine with the model that it enforces: proven at start, changed while
 //! it runs, asked for its status.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::proof::{Prover, take_over};
 use super::{Engine, EngineError, Options};
 use crate::link::Link;
 use crate::model::{InterfaceIx, Model, TopologyChange};
-use crate::observe::{FlowStatus, InterfaceStatus, PolicyStatus, Proof, Status};
-use crate::policy::Policy;
+use crate::observe::drops::{DropReport, Headers, PacketReport, Sample};
+use crate::observe::{
+    FlowStatus, InterfaceStatus, PolicyStatus, Proof, RecentDrop, Status, is_ready,
+};
+use crate::policy::{DropReason, Policy};
+
+/// Drops that the status tells of one by one.
+const MOST_RECENT: usize = 10;
 
 /// A running appliance. Dropping it stops all forwarding.
 #[derive(Debug)]
 pub struct Appliance {
     engine: Engine,
     proofs: Vec<Proof>,
+    /// What was dropped last, as far as it was told one by one.
+    recent: Mutex<VecDeque<DropReport>>,
     declared: Mutex<Declared>,
 }
 
@@ -63,6 +73,7 @@ impl Appliance {
         Ok(Self {
             engine,
             proofs,
+            recent: Mutex::default(),
             declared: Mutex::new(Declared {
                 model,
                 reloads: 0,
@@ -130,7 +141,7 @@ impl Appliance {
     pub fn status(&self) -> Status {
         let declared = self.declared();
         let policy = self.engine.policy();
-        let interfaces = policy
+        let interfaces: Vec<InterfaceStatus> = policy
             .interfaces()
             .map(|(at, interface)| {
                 let traffic = self.engine.counters().traffic(at);
@@ -149,12 +160,7 @@ impl Appliance {
                         .iter()
                         .map(|address| address.private.to_string())
                         .collect(),
-                    security_groups: own.map_or_else(Vec::new, |(_, interface)| {
-                        let name = |group: &crate::model::GroupIx| {
-                            &declared.model.security_groups[group.ix()].name
-                        };
-                        interface.groups().iter().map(name).cloned().collect()
-                    }),
+                    security_groups: declared.groups_of(&interface.id),
                     proof: self.proof(at),
                     packets_in: traffic.packets_in,
                     bytes_in: traffic.bytes_in,
@@ -175,6 +181,7 @@ impl Appliance {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_ms: u64::try_from(self.engine.uptime().as_millis()).unwrap_or(u64::MAX),
+            ready: is_ready(&interfaces),
             enforcing: policy.interfaces().all(|(at, _)| self.proof(at).holds()),
             workers: self.engine.workers(),
             policy: PolicyStatus {
@@ -188,7 +195,60 @@ impl Appliance {
                 capacity: self.engine.flows().capacity(),
             },
             interfaces,
+            recent_drops: self.recent_drops(),
         }
+    }
+
+    /// What was dropped since this was asked last, if [`Options::log_drops`] asked to keep
+    /// that; a bounded part of it one by one, the rest as numbers.
+    pub fn take_drops(&self) -> Vec<DropReport> {
+        let Some(log) = self.engine.drop_log() else {
+            return Vec::new();
+        };
+        let taken = log.take();
+        if taken.is_empty() {
+            return Vec::new();
+        }
+        let (now, uptime) = (SystemTime::now(), self.engine.uptime());
+        let declared = self.declared();
+        let policy = self.engine.policy();
+        let named = |sample: Sample| {
+            let interface = policy.interface(sample.at);
+            let no_rule = matches!(
+                sample.reason,
+                DropReason::NoIngressRule | DropReason::NoEgressRule
+            );
+            PacketReport {
+                time_ms: unix_ms(now, uptime.saturating_sub(sample.when.into())),
+                // The proof's own interface is gone from the policy by now.
+                interface: interface.map_or_else(|| "?".to_owned(), |it| it.label.clone()),
+                direction: sample.direction.as_str(),
+                security_groups: interface
+                    .filter(|_| no_rule)
+                    .map_or_else(Vec::new, |it| declared.groups_of(&it.id)),
+                packets: sample.packets,
+                headers: sample.packet.as_ref().map(Headers::from),
+            }
+        };
+        let reports: Vec<DropReport> = taken
+            .into_iter()
+            .map(|dropped| DropReport {
+                reason: dropped.reason,
+                more: dropped.more,
+                packet: dropped.sample.map(named),
+            })
+            .collect();
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.extend(reports.iter().filter(|it| it.packet.is_some()).cloned());
+        let surplus = recent.len().saturating_sub(MOST_RECENT);
+        recent.drain(..surplus);
+        reports
+    }
+
+    /// What was dropped last, the latest at the end.
+    fn recent_drops(&self) -> Vec<RecentDrop> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().map(RecentDrop::from).collect()
     }
 
     /// What was proven of an interface, unless its device has gone since.
@@ -209,8 +269,24 @@ impl Appliance {
 }
 
 impl Declared {
+    /// The names of the security groups of an interface.
+    fn groups_of(&self, interface: &str) -> Vec<String> {
+        let own = self.model.interfaces().find(|(_, it)| it.id == interface);
+        let name = |group: &crate::model::GroupIx| &self.model.security_groups[group.ix()].name;
+        own.map_or_else(Vec::new, |(_, interface)| {
+            interface.groups().iter().map(name).cloned().collect()
+        })
+    }
+
     fn refuse(&mut self, why: String) {
         self.refused += 1;
         self.last_refusal = Some(why);
     }
+}
+
+/// The time so long before `now`, in milliseconds since 1970-01-01 UTC.
+fn unix_ms(now: SystemTime, ago: Duration) -> u64 {
+    let then = now.checked_sub(ago).unwrap_or(UNIX_EPOCH);
+    let since = then.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

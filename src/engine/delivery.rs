@@ -4,9 +4,11 @@
 use std::io::ErrorKind;
 
 use super::Shared;
+use crate::conntrack::Millis;
 use crate::datapath::{Answer, Fate, Verdict};
-use crate::link::{Coalescer, Ends, FRAME, Link, Offloads};
+use crate::link::{Coalescer, Ends, Envelope, FRAME, Link, Offloads};
 use crate::model::InterfaceIx;
+use crate::observe::drops::Sampler;
 use crate::observe::{Tally, Wire};
 use crate::packet::{self, Shape};
 use crate::policy::DropReason;
@@ -20,11 +22,17 @@ pub(super) struct Delivery<'a> {
 /// What writes and counts.
 struct Output<'a> {
     shared: &'a Shared,
-    tally: Tally<'a>,
+    ledger: Ledger<'a>,
     /// For the segments of a super-packet, one at a time.
     segment: Box<[u8]>,
     /// For the fragments of what is too big for a path, one at a time.
     fragment: Box<[u8]>,
+}
+
+/// What counts, and takes samples of what is dropped.
+struct Ledger<'a> {
+    tally: Tally<'a>,
+    sampler: Sampler<'a>,
 }
 
 impl<'a> Delivery<'a> {
@@ -34,11 +42,20 @@ impl<'a> Delivery<'a> {
             waiting: Coalescer::new(),
             output: Output {
                 shared,
-                tally: shared.counters.tally(worker),
+                ledger: Ledger {
+                    tally: shared.counters.tally(worker),
+                    sampler: Sampler::new(shared.drop_log.as_ref(), worker),
+                },
                 segment: vec![0; FRAME].into(),
                 fragment: vec![0; FRAME].into(),
             },
         }
+    }
+
+    /// What follows happens now.
+    #[inline]
+    pub(super) fn at_time(&self, now: Millis) {
+        self.output.ledger.sampler.at_time(now);
     }
 
     /// Does with a frame what was decided. What could be joined by others waits for
@@ -47,21 +64,27 @@ impl<'a> Delivery<'a> {
     pub(super) fn carry_out(
         &mut self,
         from: InterfaceIx,
+        envelope: Envelope,
         frame: &[u8],
         shape: Shape,
         verdict: &Verdict,
     ) {
+        let ends = |to| Ends {
+            from: Some(from),
+            to,
+            envelope,
+        };
         match verdict.fate {
             Fate::Drop { reason, at } => {
-                let packets = Wire::of(shape, frame.len()).packets;
-                self.output.tally.dropped(reason, at, packets);
+                let ledger = &self.output.ledger;
+                ledger.dropped(reason, Some(from), at, frame, shape);
             }
             Fate::Hold { .. } => {}
             Fate::Forward {
                 to,
                 length,
                 split: None,
-            } => self.add(Some(from), to, &frame[..length], shape),
+            } => self.add(ends(to), &frame[..length], shape),
             Fate::Forward {
                 to,
                 length,
@@ -71,27 +94,35 @@ impl<'a> Delivery<'a> {
                 self.waiting.flush_to(to, |ends, frame, shape| {
                     output.send(ends, frame, shape);
                 });
-                output.fragment(from, to, &frame[..length], shape, mtu);
+                output.fragment(ends(to), &frame[..length], shape, mtu);
             }
         }
         match verdict.answer {
             Some(Answer::Sent { length }) => {
-                self.add(None, from, &frame[..length], Shape::Whole);
+                let ends = Ends {
+                    from: None,
+                    to: from,
+                    envelope: envelope.back(),
+                };
+                self.add(ends, &frame[..length], Shape::Whole);
             }
-            Some(Answer::Dropped { reason, at }) => self.output.tally.dropped(reason, at, 1),
+            Some(Answer::Dropped { reason, at }) => {
+                // The answer was never made: there is no frame of it to show.
+                self.output.ledger.counted(reason, at, 1);
+            }
             None => {}
         }
         if verdict.lost > 0 {
             let lost = verdict.lost.into();
-            self.output
-                .tally
-                .dropped(DropReason::OverlappingFragment, from, lost);
+            let ledger = &self.output.ledger;
+            ledger.counted(DropReason::OverlappingFragment, from, lost);
         }
     }
 
-    /// A frame that was no packet.
-    pub(super) fn malformed(&self, from: InterfaceIx) {
-        self.output.tally.dropped(DropReason::Malformed, from, 1);
+    /// A frame that was no packet, and why.
+    pub(super) fn unreadable(&self, from: InterfaceIx, reason: DropReason, frame: &[u8]) {
+        let (ledger, whole) = (&self.output.ledger, Shape::Whole);
+        ledger.dropped(reason, Some(from), from, frame, whole);
     }
 
     /// Sends what has waited for others to join it.
@@ -103,11 +134,10 @@ impl<'a> Delivery<'a> {
     }
 
     #[inline]
-    fn add(&mut self, from: Option<InterfaceIx>, to: InterfaceIx, frame: &[u8], shape: Shape) {
+    fn add(&mut self, ends: Ends, frame: &[u8], shape: Shape) {
         let output = &mut self.output;
-        let receiver = output.shared.links.get(to.ix());
+        let receiver = output.shared.links.get(ends.to.ix());
         let offloads = receiver.map_or(Offloads::NONE, |receiver| receiver.offloads());
-        let ends = Ends { from, to };
         self.waiting
             .add(ends, frame, shape, offloads, |ends, frame, shape| {
                 output.send(ends, frame, shape);
@@ -115,70 +145,94 @@ impl<'a> Delivery<'a> {
     }
 }
 
+impl Ledger<'_> {
+    #[inline]
+    fn delivered(&self, ends: Ends, wire: Wire) {
+        self.tally.delivered(ends.from, ends.to, wire);
+    }
+
+    /// A frame from `from`, if not the router's own, was dropped at `at`.
+    #[inline]
+    fn dropped(
+        &self,
+        reason: DropReason,
+        from: Option<InterfaceIx>,
+        at: InterfaceIx,
+        frame: &[u8],
+        shape: Shape,
+    ) {
+        let packets = Wire::of(shape, frame.len()).packets;
+        self.tally.dropped(reason, at, packets);
+        self.sampler.dropped(reason, from, at, frame, shape);
+    }
+
+    /// Packets were dropped at `at` of which no frame is at hand.
+    #[inline]
+    fn counted(&self, reason: DropReason, at: InterfaceIx, packets: u64) {
+        self.tally.dropped(reason, at, packets);
+        self.sampler.counted(reason, packets);
+    }
+
+    fn link_failed(&self, ends: Ends, frame: &[u8], shape: Shape) {
+        self.dropped(DropReason::LinkFailed, ends.from, ends.to, frame, shape);
+    }
+}
+
 impl Output<'_> {
     /// Writes a frame to a link and counts it. What the link doesn't take goes to it as the packets
     /// that the frame stands for.
     #[inline]
-    fn send(&mut self, Ends { from, to }: Ends, frame: &[u8], shape: Shape) {
-        let wire = Wire::of(shape, frame.len());
-        let Some(receiver) = self.shared.links.get(to.ix()) else {
-            self.tally.dropped(DropReason::LinkFailed, to, wire.packets);
-            return;
+    fn send(&mut self, ends: Ends, frame: &[u8], shape: Shape) {
+        let ledger = &self.ledger;
+        let Some(receiver) = self.shared.links.get(ends.to.ix()) else {
+            return ledger.link_failed(ends, frame, shape);
         };
         if receiver.offloads().take(shape) {
-            match receiver.send(frame, shape) {
-                Ok(()) => return self.tally.delivered(from, to, wire),
+            match receiver.send(ends.envelope, frame, shape) {
+                Ok(()) => return ledger.delivered(ends, Wire::of(shape, frame.len())),
                 Err(error) if shape != Shape::Whole && error.kind() == ErrorKind::InvalidInput => {}
-                Err(_) => return self.tally.dropped(DropReason::LinkFailed, to, wire.packets),
+                Err(_) => return ledger.link_failed(ends, frame, shape),
             }
         }
-        let tally = self.tally;
-        let send = |packet: &[u8]| write(&**receiver, tally, from, to, packet);
+        let send = |packet: &[u8]| write(&**receiver, ledger, ends, packet);
         if packet::segment(frame, shape, &mut self.segment, send).is_err() {
-            self.tally.dropped(DropReason::LinkFailed, to, wire.packets);
+            ledger.link_failed(ends, frame, shape);
         }
     }
 
     /// Writes packets to a link in fragments of at most `mtu` bytes.
     #[cold]
-    fn fragment(
-        &mut self,
-        from: InterfaceIx,
-        to: InterfaceIx,
-        frame: &[u8],
-        shape: Shape,
-        mtu: u16,
-    ) {
-        let tally = self.tally;
-        let packets = Wire::of(shape, frame.len()).packets;
+    fn fragment(&mut self, ends: Ends, frame: &[u8], shape: Shape, mtu: u16) {
+        let ledger = &self.ledger;
+        let Ends { from, to, .. } = ends;
         let Some(receiver) = self.shared.links.get(to.ix()) else {
-            return tally.dropped(DropReason::LinkFailed, to, packets);
+            return ledger.link_failed(ends, frame, shape);
         };
         let scratch = &mut self.fragment;
         let split = |packet: &[u8]| {
-            let send = |fragment: &[u8]| write(&**receiver, tally, None, to, fragment);
+            // One packet left the sender, however many arrive.
+            let ends = Ends { from: None, ..ends };
+            let send = |fragment: &[u8]| write(&**receiver, ledger, ends, fragment);
             match packet::split(packet, mtu, scratch, send) {
-                // One packet left the sender, however many arrive.
-                Ok(()) => tally.sent(from, Wire::of(Shape::Whole, packet.len())),
-                Err(_) => tally.dropped(DropReason::TooBig, to, 1),
+                Ok(()) => {
+                    if let Some(from) = from {
+                        let wire = Wire::of(Shape::Whole, packet.len());
+                        ledger.tally.sent(from, wire);
+                    }
+                }
+                Err(_) => ledger.dropped(DropReason::TooBig, from, to, packet, Shape::Whole),
             }
         };
         if packet::segment(frame, shape, &mut self.segment, split).is_err() {
-            tally.dropped(DropReason::LinkFailed, to, packets);
+            ledger.link_failed(ends, frame, shape);
         }
     }
 }
 
 /// Writes one packet of the wire to a link and counts it.
-fn write(
-    receiver: &dyn Link,
-    tally: Tally<'_>,
-    from: Option<InterfaceIx>,
-    to: InterfaceIx,
-    packet: &[u8],
-) {
-    match receiver.send(packet, Shape::Whole) {
-        Ok(()) => tally.delivered(from, to, Wire::of(Shape::Whole, packet.len())),
-        Err(_) => tally.dropped(DropReason::LinkFailed, to, 1),
+fn write(receiver: &dyn Link, ledger: &Ledger<'_>, ends: Ends, packet: &[u8]) {
+    match receiver.send(ends.envelope, packet, Shape::Whole) {
+        Ok(()) => ledger.delivered(ends, Wire::of(Shape::Whole, packet.len())),
+        Err(_) => ledger.link_failed(ends, packet, Shape::Whole),
     }
 }

@@ -64,7 +64,7 @@ pub struct Prover {
 impl Prover {
     /// A prover for the interfaces of `model`.
     pub fn new(model: &Model) -> Self {
-        let (v4, v6) = free_addresses(model);
+        let (v4, v6) = prover_addresses(model);
         // Two packets each way for every address, and some for chatter.
         let addresses: usize = model.interfaces.iter().map(|i| i.addresses.len()).sum();
         let mut nonce = [0; 16];
@@ -250,6 +250,9 @@ pub fn take_over(engine: &Engine, model: &Model) -> Result<(), EngineError> {
     engine.swap(policy)?;
     engine.forget();
     engine.counters().rebase();
+    if let Some(log) = engine.drop_log() {
+        log.clear();
+    }
     Ok(())
 }
 
@@ -342,6 +345,8 @@ fn proof_model(model: &Model, v4: Ipv4Addr, v6: Ipv6Addr) -> Model {
         egress: rules(Direction::Egress),
         place: place.clone(),
     }];
+    // They are members of groups that the proof doesn't know.
+    model.members.clear();
     for interface in &mut model.interfaces {
         if let Attachment::Subnet { groups, .. } = &mut interface.attachment {
             *groups = vec![GroupIx::new(0)];
@@ -399,9 +404,9 @@ fn proof_model(model: &Model, v4: Ipv4Addr, v6: Ipv6Addr) -> Model {
     model
 }
 
-/// Addresses of documentation blocks (RFC 5737, RFC 3849) and, should the model
+/// The addresses that the prover has: of documentation blocks (RFC 5737, RFC 3849) and, should the model
 /// use those, of the benchmarking block (RFC 2544), that nobody in it has.
-fn free_addresses(model: &Model) -> (Ipv4Addr, Ipv6Addr) {
+pub fn prover_addresses(model: &Model) -> (Ipv4Addr, Ipv6Addr) {
     let taken = |address: IpAddr| {
         model.vpc.contains(address)
             || model.interfaces.iter().any(|interface| {

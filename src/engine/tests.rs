@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::load_str;
-use crate::link::{MemoryLink, Offloads, Readiness, Received};
+use crate::link::{Envelope, MemoryLink, Offloads, Readiness, Received};
 use crate::model::{InterfaceIx, Model, protocol};
 use crate::packet::{self, Shape, Transport};
 use crate::policy::DropReason;
@@ -49,6 +49,7 @@ fn start(port: u16, workers: usize) -> Bench {
             workers,
             max_flows: 100_000,
             busy_poll: false,
+            ..Options::default()
         },
     )
     .unwrap();
@@ -158,7 +159,7 @@ impl Link for SocketLink {
         self.0.recv(buffer).map(Received::whole)
     }
 
-    fn send(&self, frame: &[u8], _: Shape) -> std::io::Result<()> {
+    fn send(&self, _: Envelope, frame: &[u8], _: Shape) -> std::io::Result<()> {
         self.0.send(frame).map(|_| ())
     }
 
@@ -327,6 +328,7 @@ fn a_full_flow_table_refuses_new_flows_by_name() {
             workers: 1,
             max_flows: 3, // a flow takes an entry at either end
             busy_poll: false,
+            ..Options::default()
         },
     )
     .unwrap();
@@ -393,6 +395,7 @@ fn start_with(offloads: Offloads, mtu: u16) -> Bench {
             workers: 1,
             max_flows: 1000,
             busy_poll: false,
+            ..Options::default()
         },
     )
     .unwrap();
@@ -489,8 +492,8 @@ impl Link for Promises {
         self.0.recv(buffer)
     }
 
-    fn send(&self, frame: &[u8], shape: Shape) -> std::io::Result<()> {
-        self.0.send(frame, shape)
+    fn send(&self, envelope: Envelope, frame: &[u8], shape: Shape) -> std::io::Result<()> {
+        self.0.send(envelope, frame, shape)
     }
 
     fn offloads(&self) -> Offloads {

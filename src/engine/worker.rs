@@ -192,6 +192,7 @@ impl Worker {
         let datapath = &self.shared.datapath;
         let from = InterfaceIx::new(link);
         let now = self.shared.now();
+        delivery.at_time(now);
         let mut budget = BUDGET;
         // One by one, unless it pays to know several in advance.
         let most = if datapath.anticipates() { BATCH } else { 1 };
@@ -209,15 +210,20 @@ impl Worker {
             }
             for received in batch.arrivals.drain(..) {
                 let frame = received.frame(&mut batch.buffer);
-                let Ok(shape) = received.shape else {
-                    delivery.malformed(from);
-                    continue;
+                let envelope = received.envelope;
+                let shape = match received.shape {
+                    Ok(shape) => shape,
+                    Err(reason) => {
+                        delivery.unreadable(from, reason, frame);
+                        continue;
+                    }
                 };
                 let verdict = datapath.judge(policy, from, frame, shape, now, &mut Silent);
-                delivery.carry_out(from, frame, shape, &verdict);
+                delivery.carry_out(from, envelope, frame, shape, &verdict);
                 if verdict.released {
+                    // All of a datagram's fragments go the same way.
                     while let Some((fragment, verdict)) = datapath.next_released(from) {
-                        delivery.carry_out(from, &fragment, Shape::Whole, &verdict);
+                        delivery.carry_out(from, envelope, &fragment, Shape::Whole, &verdict);
                     }
                 }
             }

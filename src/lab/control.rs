@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::session::is_shared;
 use super::{LabError, RunningLab};
 
 mod server;
@@ -101,6 +103,15 @@ impl Client {
             )
         };
         let stream = with_short_path(&path, |path| UnixStream::connect(path)).map_err(failed)?;
+        let peer = getsockopt(&stream, PeerCredentials).map_err(|errno| failed(errno.into()))?;
+        if is_from_elsewhere(peer, &path) {
+            return Err(LabError::Refused(format!(
+                "whoever answers at {} is not in this container: \
+                 keep state where only this container can (a tmpfs at /run, or {})",
+                path.display(),
+                super::STATE_DIR_VARIABLE
+            )));
+        }
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
         Ok(Self {
@@ -204,6 +215,13 @@ fn receive_with_fds(
         }
     }
     Ok(message.bytes)
+}
+
+/// Whether `peer`, at the other end of a socket at `path`, is of another container that
+/// reaches that path as the same user: the kernel gives 0 for the number of a process
+/// that this one's PID namespace doesn't show.
+fn is_from_elsewhere(peer: UnixCredentials, path: &Path) -> bool {
+    is_shared(path) && peer.pid() == 0
 }
 
 /// Calls `use_path` with a path short enough for a socket address: the kernel

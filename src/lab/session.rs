@@ -8,13 +8,18 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::identity::identity;
-use super::{LabError, Privilege, netns, processes};
+use super::{LabError, netns, processes};
+
+mod base;
+
+pub(super) use base::is_shared;
+use base::{search_bases, usual_base};
 
 /// Environment variable that overrides where run-state is kept.
 pub const STATE_DIR_VARIABLE: &str = "SGWALL_STATE_DIR";
@@ -85,7 +90,7 @@ impl Session {
     /// can't be made or trusted.
     pub fn start(name: &str) -> Result<Self, LabError> {
         check_name(name)?;
-        let base = usual_base();
+        let base = usual_base()?;
         let dir = base.join(name);
         let lock = claim(name, &base, &dir)?;
         let session = Self {
@@ -307,52 +312,6 @@ fn is_name_char(c: char) -> bool {
     c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
 }
 
-/// The directory to keep new state in.
-fn usual_base() -> PathBuf {
-    let identity = identity();
-    if let Some(base) = overridden() {
-        base
-    } else if identity.privilege == Privilege::Root {
-        "/run/sgwall".into()
-    } else {
-        runtime_dir().map_or_else(
-            || PathBuf::from(format!("/tmp/sgwall-{}", identity.uid)),
-            |dir| dir.join("sgwall"),
-        )
-    }
-}
-
-/// Every directory where a lab of this user may have its state: the one that
-/// started it may have had another environment than the one that looks.
-fn search_bases() -> Vec<PathBuf> {
-    if let Some(base) = overridden() {
-        return vec![base];
-    }
-    let uid = identity().uid;
-    let mut bases = Vec::new();
-    if uid == 0 {
-        bases.push(PathBuf::from("/run/sgwall"));
-    }
-    bases.extend(runtime_dir().map(|dir| dir.join("sgwall")));
-    bases.push(format!("/run/user/{uid}/sgwall").into());
-    bases.push(format!("/tmp/sgwall-{uid}").into());
-    bases.dedup();
-    bases
-}
-
-fn overridden() -> Option<PathBuf> {
-    std::env::var_os(STATE_DIR_VARIABLE)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-}
-
-/// `$XDG_RUNTIME_DIR`, unless it is another user's, as after `su`.
-fn runtime_dir() -> Option<PathBuf> {
-    let dir = PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?);
-    let metadata = fs::symlink_metadata(&dir).ok()?;
-    (dir.is_absolute() && metadata.is_dir() && metadata.uid() == geteuid().as_raw()).then_some(dir)
-}
-
 fn make_dir(path: &Path) -> Result<(), LabError> {
     let failed = |error| LabError::system(format!("make {}", path.display()), error);
     match fs::DirBuilder::new().mode(0o700).create(path) {
@@ -416,7 +375,7 @@ fn claim(name: &str, base: &Path, dir: &Path) -> Result<File, LabError> {
         };
         match fcntl(&lock, FcntlArg::F_OFD_SETLK(&whole_file())) {
             Ok(_) => {}
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+            Err(Errno::EAGAIN | Errno::EACCES) => {
                 // The owner writes its pid just after it has the lock.
                 let pid = read_pid(&mut lock);
                 if pid == 0 {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Proof;
+use super::drops::DropReport;
 
 /// A running appliance.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct Status {
     pub uptime_ms: u64,
     /// Whether every interface was proven to enforce.
     pub enforcing: bool,
+    /// Whether it can be relied on now; see [`is_ready`].
+    pub ready: bool,
     /// Worker threads.
     pub workers: usize,
     /// The policy in force.
@@ -26,6 +29,36 @@ pub struct Status {
     pub flows: FlowStatus,
     /// Every interface.
     pub interfaces: Vec<InterfaceStatus>,
+    /// What was dropped last, the latest at the end, where drops are logged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent_drops: Vec<RecentDrop>,
+}
+
+/// A drop, for the status.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecentDrop {
+    /// In words.
+    pub text: String,
+    /// The same, field by field: a [`DropReport`].
+    #[serde(flatten)]
+    pub report: serde_json::Value,
+}
+
+impl From<&DropReport> for RecentDrop {
+    fn from(report: &DropReport) -> Self {
+        Self {
+            text: report.to_string(),
+            report: serde_json::to_value(report).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whether an appliance with these interfaces can be relied on: at least one enforces,
+/// and nothing speaks against any: each was proven at the start, unless it is outside,
+/// and no link has broken since.
+pub fn is_ready(interfaces: &[InterfaceStatus]) -> bool {
+    interfaces.iter().all(|it| it.proof.holds())
+        && interfaces.iter().any(|it| it.proof == Proof::Proven)
 }
 
 /// The policy in force and what became of attempts to change it.

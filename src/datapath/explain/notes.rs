@@ -224,6 +224,7 @@ impl<'p> Notes<'p> {
             Path::Route(route) => format!("to {to} by the route {}", self.name_route(at, route)),
             Path::From(Via::Igw) => format!("to {to} from the internet gateway"),
             Path::From(Via::Vgw) => format!("to {to} from the virtual private gateway"),
+            Path::From(Via::Wire) => format!("to {to} from the network around"),
         };
         what += &match (hop.new_source, hop.new_destination) {
             (Some(public), Some(private)) => format!(

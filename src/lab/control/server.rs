@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 
-use super::{PATIENCE, Request, Response, with_short_path};
+use super::{PATIENCE, Request, Response, is_from_elsewhere, with_short_path};
 use crate::lab::{LabError, Session};
 
 /// Longest request line.
@@ -184,9 +185,13 @@ where
     H: Fn(Request) -> Response + Send + Sync + 'static,
 {
     stream.set_nonblocking(false)?;
-    let peer = getsockopt(&stream, PeerCredentials)?.uid();
-    if peer != 0 && peer != geteuid().as_raw() {
+    let peer = getsockopt(&stream, PeerCredentials)?;
+    if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
         return refuse(&stream, "this lab is another user's");
+    }
+    let own = stream.local_addr()?;
+    if is_from_elsewhere(peer, own.as_pathname().unwrap_or(Path::new(""))) {
+        return refuse(&stream, "this is another container's");
     }
     let mut open = connections.lock();
     if open.len() as u64 >= MAX_CONNECTIONS {
