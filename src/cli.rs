@@ -19,14 +19,19 @@ use crate::lab::LabError;
 
 pub mod check;
 pub mod demo;
+mod drops;
 pub mod exec;
 pub mod explain;
 mod output;
+pub mod pause;
 pub mod replay;
 pub mod run;
+pub mod sidecar;
 mod signals;
 mod standing;
 pub mod status;
+mod teller;
+mod watch;
 
 /// AWS security groups that filter real packets on your own machine.
 #[derive(Debug, Parser)]
@@ -67,7 +72,11 @@ pub enum Command {
     Run(run::Args),
     /// Run a command inside an entity of a running lab.
     Exec(exec::Args),
-    /// Ask a running lab for its counters, drops and proofs.
+    /// Guard the interfaces of the namespace that this runs in: a container's sidecar.
+    Sidecar(sidecar::Args),
+    /// Close the namespace that this runs in, and hold it for a workload and its sidecar.
+    Pause(pause::Args),
+    /// Ask a running lab or sidecar for its counters, drops and proofs.
     Status(status::Args),
     /// Check a lab file and its rule files without starting anything.
     Check(check::Args),
@@ -148,6 +157,8 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Exec(args) => exec::run(args),
+        Command::Sidecar(args) => sidecar::run(args),
+        Command::Pause(args) => pause::run(args),
         Command::Status(args) => status::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),

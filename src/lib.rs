@@ -6,8 +6,9 @@
 //! |---|---|
 //! | [`cli`] | one file per subcommand; text and JSON from the same value |
 //! | [`lab`] | namespaces: make, enter, run a command in, take down |
+//! | [`sidecar`] | one container's namespace: take its interfaces, give them back |
 //! | [`engine`] | worker threads: poll links, run the data path, write; policy swap |
-//! | [`link`] | how frames reach the appliance: TUN devices, memory |
+//! | [`link`] | how frames reach the appliance: TUN and TAP devices, packet sockets, memory |
 //! | [`observe`] | counters, drop reasons, what was proven |
 //! | [`datapath`] | sans-IO: policy, flows, interface, bytes, now → verdict with provenance |
 //! | [`conntrack`] | the sharded table of flows, TCP states, idle timeouts |
@@ -27,3 +28,4 @@ pub mod model;
 pub mod observe;
 pub mod packet;
 pub mod policy;
+pub mod sidecar;

@@ -1,29 +1,28 @@
 //! `sgwall run`: bring a lab up, prove it, keep it enforcing, take it down.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use clap::ValueHint;
 use clap::builder::RangedU64ValueParser;
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
+use super::drops::DropReader;
 use super::output::{Paint, Printer, print};
+use super::signals::{self, Event};
 use super::standing::Standing;
-use super::{CliError, Format, Outcome, check, signals};
+use super::teller::Teller as Plain;
+use super::watch::{LOOK, Watch};
+use super::{CliError, Format, Outcome, check};
 use crate::config::{self, Loaded};
 use crate::engine::{Options, ReplaceError, default_workers};
 use crate::lab::{self, CommandEvent, Privilege, RunCommands, Session, Stream};
 use crate::link::Offload;
 use crate::model::Model;
-
-mod watch;
-
-use watch::{LOOK, Watch};
+use crate::observe::drops::DropReport;
 
 /// Arguments of `sgwall run`.
 #[derive(Debug, clap::Args)]
@@ -68,17 +67,13 @@ pub struct Args {
     /// Take what exceeds AWS's quotas for a warning, not for a mistake.
     #[arg(long)]
     ignore_quotas: bool,
+    /// Say which packets are dropped, and why: at most 10 a second with the same reason
+    /// and 50 in all for each worker; the others are counted.
+    #[arg(long)]
+    log_drops: bool,
     /// How events are written; JSON is one object a line.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-}
-
-/// What wakes the main thread.
-enum Event {
-    /// Take the lab down.
-    Stop,
-    /// Read the files again, changed or not.
-    Reload,
 }
 
 /// Runs the lab until it is told to stop.
@@ -89,7 +84,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let files = std::iter::once(&args.lab).chain(&args.rules).cloned();
     let watch = Watch::new(files.collect());
     if let Some(file) = watch.irregular() {
-        return Err(CliError::Usage(cannot_reread(file)));
+        return Err(CliError::Usage(Watch::cannot_reread(file)));
     }
     let loaded = match load(args) {
         Ok(loaded) => loaded,
@@ -119,12 +114,13 @@ fn hold(
     teller: &Teller,
 ) -> Result<Outcome, CliError> {
     let (tell, told) = channel::unbounded();
-    let stopping = watch_signals(tell)?;
+    let stopping = signals::watch(tell)?;
     let session = Session::start(name)?;
     let options = Options {
         workers: args.workers,
         max_flows: args.max_flows,
         busy_poll: args.busy_poll,
+        log_drops: args.log_drops,
     };
     let offload = if args.no_offload {
         Offload::Off
@@ -141,6 +137,13 @@ fn hold(
     if stopping.load(Ordering::Acquire) {
         return Ok(Outcome::Yes);
     }
+    let drops = if args.log_drops {
+        let teller = teller.clone();
+        let tell = move |report: &DropReport| teller.dropped(report);
+        Some(DropReader::start(Arc::clone(&standing.appliance), tell)?)
+    } else {
+        None
+    };
     let commands = start_commands(&standing, model, teller)?;
     let reloader = Reloader {
         args,
@@ -151,6 +154,8 @@ fn hold(
 
     teller.say("stopping", "taking the lab down", json!({}));
     drop(commands);
+    // It holds a share in the appliance, which forwards for as long as somebody does.
+    drop(drops);
     drop(standing);
     Ok(Outcome::Yes)
 }
@@ -176,29 +181,6 @@ fn load(args: &Args) -> Result<Loaded, Outcome> {
             Err(Outcome::No)
         }
     }
-}
-
-/// Turns signals into events. The flag says that a first signal to stop has
-/// come.
-fn watch_signals(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
-    let stopping = signals::stop_flag()?;
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(signals::failed)?;
-    std::thread::Builder::new()
-        .name("sgwall-signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                let event = if signal == SIGHUP {
-                    Event::Reload
-                } else {
-                    Event::Stop
-                };
-                if tell.send(event).is_err() {
-                    return;
-                }
-            }
-        })
-        .map_err(signals::failed)?;
-    Ok(stopping)
 }
 
 fn start_commands(
@@ -237,7 +219,7 @@ impl Reloader<'_> {
             match watch.irregular() {
                 None => self.reload(),
                 Some(file) => {
-                    let why = cannot_reread(file);
+                    let why = Watch::cannot_reread(file);
                     self.standing.appliance.refuse(why.clone());
                     self.refused(&why, json!({ "why": why }));
                 }
@@ -298,20 +280,10 @@ impl Reloader<'_> {
     }
 }
 
-fn cannot_reread(file: &Path) -> String {
-    format!(
-        "{} is not a regular file: sgwall reads it again whenever it is saved; write it to a file",
-        file.display()
-    )
-}
-
-/// Tells people, or a program, what happens. Events go to standard error as
-/// text, so that standard output has the commands' output alone; as JSON all
-/// of it goes to standard output.
+/// Tells what happens to the lab and to its commands.
 #[derive(Debug, Clone)]
 struct Teller {
-    printer: Printer,
-    format: Format,
+    plain: Plain,
     paint: Paint,
     /// Width of the names before the commands' output.
     names: usize,
@@ -325,24 +297,14 @@ impl Teller {
             .filter(|entity| entity.run.is_some())
             .map(|entity| entity.name.len());
         Self {
-            printer,
-            format,
+            plain: Plain::new(printer, format),
             paint: Paint::stdout(),
             names: names.max().unwrap_or(0),
         }
     }
 
     fn say(&self, event: &str, text: &str, details: Value) {
-        match self.format {
-            Format::Text => self.printer.line(Stream::Stderr, format!("sgwall: {text}")),
-            Format::Json => {
-                let mut line = json!({ "event": event });
-                if let (Some(line), Value::Object(details)) = (line.as_object_mut(), details) {
-                    line.extend(details);
-                }
-                self.printer.line(Stream::Stdout, line.to_string());
-            }
-        }
+        self.plain.say(event, text, details);
     }
 
     fn up(&self, standing: &Standing, model: &Model, unproven: &[(String, String)]) {
@@ -375,14 +337,14 @@ impl Teller {
                 standing.proven_in.as_secs_f64() * 1e3,
             );
             self.say("enforcing", &text, details);
-            if self.format == Format::Text
+            if self.plain.format() == Format::Text
                 && let Some(entity) = model.entities.first()
             {
                 let hint = format!(
                     "  sgwall exec {} -- COMMAND   sgwall status   save the file to change rules   Ctrl-C ends",
                     entity.name
                 );
-                self.printer.line(Stream::Stderr, hint);
+                self.plain.line(Stream::Stderr, hint);
             }
         } else {
             let mut text = format!(
@@ -396,17 +358,20 @@ impl Teller {
         }
     }
 
+    fn dropped(&self, report: &DropReport) {
+        let details = serde_json::to_value(report).unwrap_or_default();
+        self.say("drop", &report.to_string(), details);
+    }
+
     fn command(&self, n: usize, name: &str, event: CommandEvent<'_>) {
         let prefix = format!("{name:>width$} |", width = self.names);
         let prefix = self.paint.tag(n, &prefix);
-        match (event, self.format) {
+        match (event, self.plain.format()) {
             (CommandEvent::Line(Stream::Stdout, line), Format::Text) => {
-                self.printer
-                    .line(Stream::Stdout, format!("{prefix} {line}"));
+                self.plain.line(Stream::Stdout, format!("{prefix} {line}"));
             }
             (CommandEvent::Line(Stream::Stderr, line), Format::Text) => {
-                self.printer
-                    .line(Stream::Stderr, format!("{prefix} {line}"));
+                self.plain.line(Stream::Stderr, format!("{prefix} {line}"));
             }
             (CommandEvent::Line(stream, line), Format::Json) => {
                 let stream = match stream {

@@ -1,9 +1,11 @@
-//! Ctrl-C and SIGTERM, for the commands that have a lab to take down.
+//! Ctrl-C, SIGTERM and SIGHUP, for the commands that hold something up.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use crossbeam::channel::Sender;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::CliError;
 
@@ -21,6 +23,38 @@ pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
         .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stopping)))
         .map_err(failed)?;
     }
+    Ok(stopping)
+}
+
+/// What wakes the main thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Take down what stands.
+    Stop,
+    /// Read the files again, changed or not.
+    Reload,
+}
+
+/// Turns signals into events. The flag says that a first signal to stop has
+/// come.
+pub(super) fn watch(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
+    let stopping = stop_flag()?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("sgwall-signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let event = if signal == SIGHUP {
+                    Event::Reload
+                } else {
+                    Event::Stop
+                };
+                if tell.send(event).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(failed)?;
     Ok(stopping)
 }
 

@@ -58,7 +58,7 @@ impl Standing {
         let gate = lab.gate();
         let asked = Arc::clone(&appliance);
         let name = lab.session().name().to_owned();
-        let serving = server.serve(move |request| answer(&request, &name, &asked, &gate))?;
+        let serving = server.serve(move |request| answer(&request, &name, &asked, Some(&gate)))?;
         Ok(Self {
             _serving: serving,
             appliance,
@@ -69,9 +69,16 @@ impl Standing {
     }
 }
 
-fn answer(request: &Request, name: &str, appliance: &Appliance, gate: &Gate) -> Response {
-    match request.op.as_str() {
-        "status" => match serde_json::to_value(appliance.status()) {
+/// Answers what comes in over the control socket. A sidecar has no `gate`: who wants to
+/// be in its namespace is there.
+pub(super) fn answer(
+    request: &Request,
+    name: &str,
+    appliance: &Appliance,
+    gate: Option<&Gate>,
+) -> Response {
+    match (request.op.as_str(), gate) {
+        ("status", _) => match serde_json::to_value(appliance.status()) {
             Ok(mut body) => {
                 if let Some(fields) = body.as_object_mut() {
                     fields.insert("lab".to_owned(), name.into());
@@ -80,9 +87,12 @@ fn answer(request: &Request, name: &str, appliance: &Appliance, gate: &Gate) -> 
             }
             Err(error) => Response::error(format!("writing the status: {error}")),
         },
-        "enter" => gate.enter(request),
-        other => Response::error(format!(
-            "unknown operation '{other}': this lab answers status and enter"
+        ("enter", Some(gate)) => gate.enter(request),
+        ("enter", None) => Response::error(
+            "this is a sidecar, whose namespace is its container's: enter that".to_owned(),
+        ),
+        (other, _) => Response::error(format!(
+            "unknown operation '{other}': there are status and enter"
         )),
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
+use serde_json::Value;
 
 use super::output::{Paint, print, print_json};
 use super::{CliError, Format, Outcome};
@@ -11,15 +12,24 @@ use crate::lab::control::{Client, Request};
 use crate::lab::{LAB_VARIABLE, Session};
 use crate::observe::{InterfaceStatus, Proof, Status};
 
+mod probe;
+
 /// Arguments of `sgwall status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit code: 0 every interface is proven to enforce, 1 one is not, 3 no lab is
-running or it does not answer.")]
+running or it does not answer; with --probe within 2 seconds.
+
+As a health check:
+  docker run --health-cmd 'sgwall status --probe' …
+  Kubernetes: startupProbe: { exec: { command: [/sgwall, status, --probe] } }")]
 pub struct Args {
     /// The lab, where several are running.
     #[arg(long, value_name = "NAME", env = LAB_VARIABLE)]
     lab: Option<String>,
+    /// Answer in one line, within 2 seconds, for health checks.
+    #[arg(long)]
+    probe: bool,
     /// How the answer is written.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -30,15 +40,10 @@ pub struct Args {
 /// # Errors
 /// [`CliError::System`] if no lab answers.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let lab = Session::find(args.lab.as_deref())?;
-    let name = lab.name.clone();
-    let mut client = Client::connect(&lab)?;
-    let (body, _) = client.call(&Request::new("status"))?;
-    let status: Status = serde_json::from_value(body.clone()).map_err(|error| {
-        CliError::System(format!(
-            "lab {name} answers in a way that this version doesn't understand: {error}"
-        ))
-    })?;
+    if args.probe {
+        return probe::probe(args.lab.clone(), args.format);
+    }
+    let (name, status, body) = ask(args.lab.as_deref())?;
     match args.format {
         Format::Text => print(&text(&name, &status, Paint::stdout()))?,
         Format::Json => print_json(&body)?,
@@ -48,6 +53,21 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     } else {
         Outcome::No
     })
+}
+
+/// Asks the lab of that name, or the only one, for its status: its name, the status, and
+/// that as it came.
+fn ask(lab: Option<&str>) -> Result<(String, Status, Value), CliError> {
+    let lab = Session::find(lab)?;
+    let name = lab.name.clone();
+    let mut client = Client::connect(&lab)?;
+    let (body, _) = client.call(&Request::new("status"))?;
+    let status = serde_json::from_value(body.clone()).map_err(|error| {
+        CliError::System(format!(
+            "lab {name} answers in a way that this version doesn't understand: {error}"
+        ))
+    })?;
+    Ok((name, status, body))
 }
 
 fn text(name: &str, status: &Status, paint: Paint) -> String {
@@ -108,6 +128,12 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     }
     for line in table.lines() {
         let _ = writeln!(out, "{}", line.trim_end());
+    }
+    if !status.recent_drops.is_empty() {
+        out.push_str("\nlast dropped, the latest at the end:\n");
+        for drop in &status.recent_drops {
+            let _ = writeln!(out, "  {}", drop.text);
+        }
     }
     out
 }

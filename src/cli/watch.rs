@@ -4,7 +4,7 @@
 //! are moved away, file systems that send no events.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Time between two looks.
@@ -13,7 +13,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(100);
 /// it never rests.
 const MOST_LOOKS: u32 = 5;
 
-/// The files of a lab, and how they were when they were last read.
+/// The files that a policy is read from, and how they were when they were last read.
 #[derive(Debug)]
 pub(super) struct Watch {
     files: Vec<PathBuf>,
@@ -53,6 +53,14 @@ impl Watch {
     pub(super) fn reading(&mut self) {
         self.read = Stamps::of(&self.files);
         self.restless = 0;
+    }
+
+    /// What to say of such a file ([`Self::irregular`]).
+    pub(super) fn cannot_reread(file: &Path) -> String {
+        format!(
+            "{} is not a regular file: sgwall reads it again whenever it is saved; write it to a file",
+            file.display()
+        )
     }
 
     /// A file that can't be read again and again, because it is a pipe or
