@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Datapath, Fate, Silent, Verdict};
 use sgwall::engine::{Engine, Options};
-use sgwall::link::{Link, MemoryLink, Offloads, Readiness, Received};
+use sgwall::link::{Envelope, Link, MemoryLink, Offloads, Readiness, Received};
 use sgwall::model::{InterfaceIx, Model};
+use sgwall::observe::drops::{DropLog, Sampler};
 use sgwall::packet::{self, Shape, Transport};
 use sgwall::policy::{DropReason, Policy};
 
@@ -272,6 +273,24 @@ fn a_packet_that_is_dropped_allocates_nothing() {
     }
 }
 
+#[test]
+fn a_sample_of_a_dropped_packet_allocates_nothing_nor_does_one_too_many() {
+    let log = DropLog::new(1);
+    let sampler = Sampler::new(Some(&log), 0);
+    let (a, b) = (world::a(), world::b());
+    let packet = world::tcp((A_V4, 40_000), (B_V4, 22), true);
+    let counts = counted(|| {
+        for second in 0..100 {
+            sampler.at_time(Millis(second * 1000));
+            for reason in DropReason::ALL {
+                sampler.dropped(reason, Some(a), b, &packet, Shape::Whole);
+            }
+        }
+    });
+    assert_eq!(counts, (0, 0));
+    assert!(!log.take().is_empty());
+}
+
 /// What shows that the counts above could be others.
 #[test]
 fn new_flows_and_policies_are_counted() {
@@ -435,10 +454,11 @@ impl Link for Endless {
             start: 0,
             length: frame.len(),
             shape: Ok(*shape),
+            envelope: Envelope::NONE,
         })
     }
 
-    fn send(&self, _: &[u8], _: Shape) -> io::Result<()> {
+    fn send(&self, _: Envelope, _: &[u8], _: Shape) -> io::Result<()> {
         Ok(())
     }
 
@@ -464,7 +484,7 @@ impl Link for Sink {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn send(&self, frame: &[u8], shape: Shape) -> io::Result<()> {
+    fn send(&self, _: Envelope, frame: &[u8], shape: Shape) -> io::Result<()> {
         let packets = shape.packets(frame.len()) as u64;
         self.at_once.fetch_max(packets, Ordering::Relaxed);
         Ok(())

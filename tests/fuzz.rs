@@ -42,6 +42,11 @@ fn super_packets_hold_over_kept_and_mutated_inputs() {
 }
 
 #[test]
+fn ethernet_frames_hold_over_kept_and_mutated_inputs() {
+    hold("ethernet");
+}
+
+#[test]
 fn every_target_has_a_program_and_inputs_and_a_test() {
     let mut programs: Vec<String> = fs::read_dir("fuzz/targets")
         .unwrap()

@@ -3,7 +3,7 @@
 //! Runs as root, and as an ordinary user who may open `/dev/net/tun`. Where
 //! neither is to be had it fails, unless `SGWALL_TESTS_WITHOUT_NAMESPACES=1`.
 //!
-//! It has a `main` of its own because [`prepare`] must run before any thread;
+//! It has a `main` of its own because `prepare` must run before any thread;
 //! and it starts itself again, in a role, where a test needs a process that
 //! can be killed or belongs to another user.
 #![allow(
@@ -13,10 +13,7 @@
     reason = "tests report by printing and fail by panicking"
 )]
 
-use std::panic::catch_unwind;
 use std::process::ExitCode;
-
-use sgwall::lab::prepare;
 
 #[path = "lab/commands.rs"]
 mod commands;
@@ -24,6 +21,8 @@ mod commands;
 mod common;
 #[path = "lab/floor.rs"]
 mod floor;
+#[path = "common/harness.rs"]
+mod harness;
 #[path = "lab/offload.rs"]
 mod offload;
 #[path = "lab/roles.rs"]
@@ -31,12 +30,7 @@ mod roles;
 #[path = "lab/support.rs"]
 mod support;
 
-/// Names the tests by their functions.
-macro_rules! tests {
-    ($($module:ident::$name:ident,)*) => { &[$((stringify!($name), $module::$name)),*] };
-}
-
-const TESTS: &[(&str, fn())] = tests![
+const TESTS: &[(&str, fn())] = harness::tests![
     floor::each_entity_has_its_namespace_device_and_routes,
     floor::a_frame_from_a_socket_reaches_the_link,
     floor::a_packet_on_the_link_reaches_a_socket,
@@ -59,94 +53,9 @@ const TESTS: &[(&str, fn())] = tests![
     commands::an_ordinary_user_has_labs_too,
 ];
 
-/// What the command line chooses, in the manner of the usual harness.
-#[derive(Default)]
-struct Choice {
-    list: bool,
-    exact: bool,
-    ignored: bool,
-    filters: Vec<String>,
-    skip: Vec<String>,
-}
-
 fn main() -> ExitCode {
     if let Some(code) = roles::play() {
         return code;
     }
-    let choice = Choice::read();
-    let chosen: Vec<_> = TESTS
-        .iter()
-        .filter(|(name, _)| choice.takes(name))
-        .collect();
-    if choice.list {
-        for (name, _) in chosen {
-            println!("{name}: test");
-        }
-        return ExitCode::SUCCESS;
-    }
-    if chosen.is_empty() {
-        return ExitCode::SUCCESS;
-    }
-    if let Err(error) = prepare() {
-        eprintln!("NO NAMESPACES HERE, so no test of real packets can run: {error}");
-        if std::env::var("SGWALL_TESTS_WITHOUT_NAMESPACES").as_deref() == Ok("1") {
-            eprintln!("SKIPPED ALL of tests/lab.rs, as SGWALL_TESTS_WITHOUT_NAMESPACES=1 asks");
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("set SGWALL_TESTS_WITHOUT_NAMESPACES=1 to go without these tests");
-        return ExitCode::FAILURE;
-    }
-    let mut failed = Vec::new();
-    for (name, test) in &chosen {
-        let verdict = match catch_unwind(test) {
-            Ok(()) => "ok",
-            Err(_) => {
-                failed.push(*name);
-                "FAILED"
-            }
-        };
-        println!("test {name} ... {verdict}");
-    }
-    if failed.is_empty() {
-        println!("test result: ok. {} passed", chosen.len());
-        ExitCode::SUCCESS
-    } else {
-        println!("test result: FAILED: {}", failed.join(", "));
-        ExitCode::FAILURE
-    }
-}
-
-impl Choice {
-    fn read() -> Self {
-        let mut choice = Self::default();
-        let mut arguments = std::env::args().skip(1);
-        while let Some(argument) = arguments.next() {
-            match argument.as_str() {
-                "--list" => choice.list = true,
-                "--exact" => choice.exact = true,
-                "--ignored" => choice.ignored = true,
-                "--skip" => choice.skip.extend(arguments.next()),
-                "--test-threads" | "--format" | "--color" | "--logfile" => {
-                    arguments.next();
-                }
-                flag if flag.starts_with('-') => {}
-                filter => choice.filters.push(filter.to_owned()),
-            }
-        }
-        choice
-    }
-
-    fn takes(&self, name: &str) -> bool {
-        let fits = |filter: &String| {
-            if self.exact {
-                name == filter
-            } else {
-                name.contains(filter.as_str())
-            }
-        };
-        // None of these tests is ever ignored.
-        !self.ignored
-            && (self.filters.is_empty() || self.filters.iter().any(fits))
-            && !self.skip.iter().any(fits)
-    }
+    harness::run("tests/lab.rs", TESTS)
 }

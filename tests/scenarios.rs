@@ -22,6 +22,10 @@ mod appliance;
 mod bulk;
 #[path = "scenarios/clock.rs"]
 mod clock;
+#[path = "scenarios/confine.rs"]
+mod confine;
+#[path = "scenarios/drops.rs"]
+mod drops;
 #[path = "scenarios/fragments.rs"]
 mod fragments;
 #[path = "scenarios/idle.rs"]
@@ -46,6 +50,8 @@ mod pairs;
 mod ping;
 #[path = "scenarios/privilege.rs"]
 mod privilege;
+#[path = "scenarios/probe.rs"]
+mod probe;
 #[path = "scenarios/reload.rs"]
 mod reload;
 #[path = "scenarios/robustness.rs"]

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sgwall::lab::{Lab, LabError, Privilege, Session, prepare};
-use sgwall::link::Link;
+use sgwall::link::{Envelope, Link};
 use sgwall::model::{EntityIx, EntityKind, Model};
 use sgwall::packet::Shape;
 
@@ -143,7 +143,9 @@ pub fn a_packet_on_the_link_reaches_a_socket() {
         (ip("10.0.16.20"), port),
         b"from web",
     );
-    lab.links()[1].send(&packet, Shape::Whole).unwrap();
+    lab.links()[1]
+        .send(Envelope::NONE, &packet, Shape::Whole)
+        .unwrap();
     let mut buffer = [0; 64];
     let (count, from) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!(&buffer[..count], b"from web");

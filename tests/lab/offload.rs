@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 use sgwall::lab::{Lab, Session};
-use sgwall::link::{FRAME, Link, Offload, Offloads};
+use sgwall::link::{Envelope, FRAME, Link, Offload, Offloads};
 use sgwall::model::Model;
 use sgwall::packet::{self, Shape};
 
@@ -40,7 +40,7 @@ pub fn a_burst_crosses_a_link_as_one_frame() {
     let old = [frame[22], frame[23]];
     frame[22..24].copy_from_slice(&port.to_be_bytes());
     assert_ne!(old, [frame[22], frame[23]]);
-    to.send(&frame, shape).unwrap();
+    to.send(Envelope::NONE, &frame, shape).unwrap();
     let mut buffer = [0; 2000];
     for datagram in text.chunks(1000) {
         let length = socket.recv(&mut buffer).unwrap();
@@ -68,7 +68,11 @@ pub fn without_offload_packets_cross_one_by_one() {
         );
         assert_eq!(packet[26..28], whole.unwrap()[26..28], "the checksum");
     }
-    let refused = link.send(&[0x45; 40], Shape::partial(&udp4_of(40)).unwrap());
+    let refused = link.send(
+        Envelope::NONE,
+        &[0x45; 40],
+        Shape::partial(&udp4_of(40)).unwrap(),
+    );
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 

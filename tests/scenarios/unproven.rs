@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sgwall::config;
 use sgwall::engine::{Appliance, Options};
 use sgwall::lab::{self, Session};
-use sgwall::link::{Link, Offload, Offloads, Readiness, Received, TunLink};
+use sgwall::link::{Envelope, Link, Offload, Offloads, Readiness, Received, TunLink};
 use sgwall::model::Model;
 use sgwall::observe::{Check, Proof};
 use sgwall::packet::Shape;
@@ -62,17 +62,17 @@ impl Link for Saboteur {
         }
     }
 
-    fn send(&self, packet: &[u8], shape: Shape) -> io::Result<()> {
+    fn send(&self, envelope: Envelope, packet: &[u8], shape: Shape) -> io::Result<()> {
         match self.sabotage {
             Sabotage::LosesIn => return Ok(()),
             Sabotage::LeaksIn if udp_port(packet) == Some(ALLOWED) => {
                 let mut forged = packet.to_vec();
                 set_udp_port(&mut forged, FORBIDDEN);
-                self.link.send(&forged, shape)?;
+                self.link.send(envelope, &forged, shape)?;
             }
             _ => {}
         }
-        self.link.send(packet, shape)
+        self.link.send(envelope, packet, shape)
     }
 
     fn offloads(&self) -> Offloads {
