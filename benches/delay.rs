@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use sgwall::conntrack::Millis;
-use sgwall::datapath::{Datapath, Fate, Silent};
+use sgwall::datapath::{Datapath, Fate, Unasked};
 use sgwall::model::Model;
 use sgwall::packet::{Shape, TcpFlags};
 use sgwall::policy::Policy;
@@ -153,7 +153,7 @@ fn judge(
                 &mut frame,
                 Shape::Whole,
                 now,
-                &mut Silent,
+                &mut Unasked,
             );
             let after = Instant::now();
             std::hint::black_box(verdict);
@@ -190,7 +190,14 @@ fn establish(datapath: &Datapath, policy: &Policy, number: u32) {
         (world::a(), a, b, flags(false, true)),
     ] {
         let mut frame = world::segment(from, to, flags);
-        let verdict = datapath.judge(policy, at, &mut frame, Shape::Whole, Millis(0), &mut Silent);
+        let verdict = datapath.judge(
+            policy,
+            at,
+            &mut frame,
+            Shape::Whole,
+            Millis(0),
+            &mut Unasked,
+        );
         assert!(matches!(verdict.fate, Fate::Forward { .. }), "{verdict:?}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use criterion::{Bencher, BenchmarkId, Criterion, criterion_group, criterion_main};
 use dashmap::DashMap;
 use sgwall::conntrack::{FlowTable, Millis, Opening};
-use sgwall::datapath::{Datapath, Fate, Silent};
+use sgwall::datapath::{Datapath, Fate, Silent, Unasked};
 use sgwall::model::{Direction, InterfaceIx, RuleId, Tracking, protocol};
 use sgwall::packet::{self, FlowKey, Shape, TcpFlags, Transport};
 use sgwall::policy::{Owner, Policy};
@@ -214,7 +214,7 @@ fn hits(
             let now = Millis(NOW.0 + count * batch as u64 / 1_000);
             for frame in &mut frames {
                 let verdict =
-                    datapath.judge(policy, world::a(), frame, Shape::Whole, now, &mut Silent);
+                    datapath.judge(policy, world::a(), frame, Shape::Whole, now, &mut Unasked);
                 black_box(&verdict);
             }
             left = left.saturating_sub(batch as u64);
@@ -287,7 +287,7 @@ fn miss(criterion: &mut Criterion<CpuTime>) {
                             frame,
                             Shape::Whole,
                             NOW,
-                            &mut Silent,
+                            &mut Unasked,
                         ));
                     }
                     spent += cpu_time::now() - began;

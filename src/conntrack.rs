@@ -22,7 +22,7 @@ mod state;
 use std::collections::hash_map;
 use std::hash::BuildHasher;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam::utils::CachePadded;
 
@@ -113,6 +113,10 @@ pub struct Opening<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Hash(u64);
 
+/// Where one end of a flow is likely to be, having found the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Beside<'t>(Option<Slot<'t>>);
+
 impl FlowTable {
     /// An empty table for at most `capacity` flows, and never more than
     /// [`MAX_CAPACITY`]. It takes memory as it fills.
@@ -145,48 +149,67 @@ impl FlowTable {
     /// The live flow with that key.
     #[inline(always)]
     pub fn find(&self, key: &FlowKey, now: Millis) -> Option<FlowRef<'_>> {
-        self.find_hashed(key, self.hash(key), now)
+        self.find_beside(Beside(None), key, self.hash(key), now)
     }
 
-    /// The live flow with that key, which has that [`Self::hash`].
+    /// The live flow with that key, which has that [`Self::hash`], and where its other
+    /// end is likely to be.
     #[inline(always)]
-    pub fn find_hashed(&self, key: &FlowKey, hash: Hash, now: Millis) -> Option<FlowRef<'_>> {
+    pub fn find_pair(
+        &self,
+        key: &FlowKey,
+        hash: Hash,
+        now: Millis,
+    ) -> Option<(FlowRef<'_>, Beside<'_>)> {
         let shard = self.shard(hash);
-        let found = shard.find(key, home(hash, key.interface()))?;
-        let live = found.life.is_live(now);
-        live.then_some(FlowRef::new(shard, found, key.protocol()))
+        let (found, other) = shard.find_pair(key, home(hash, key.interface()))?;
+        Some((live(shard, found, key, now)?, Beside(other)))
     }
 
-    /// Reads what the flows with these keys, `None` for none, are kept in, so that it
-    /// is at hand when they are asked for. One flow after the other would wait for the
-    /// memory each time; together they wait once.
+    /// The live flow with that key, which has that [`Self::hash`] and most likely is
+    /// there.
+    #[inline(always)]
+    pub fn find_beside<'t>(
+        &'t self,
+        beside: Beside<'t>,
+        key: &FlowKey,
+        hash: Hash,
+        now: Millis,
+    ) -> Option<FlowRef<'t>> {
+        let shard = self.shard(hash);
+        let found = match beside.0.and_then(|slot| shard::found(slot, key)) {
+            Some(found) => found,
+            None => shard.find(key, home(hash, key.interface()))?,
+        };
+        live(shard, found, key, now)
+    }
+
+    /// Reads what the flows with these keys, `None` for none, are kept in at both ends,
+    /// so that it is at hand when they are asked for. One flow after the other would
+    /// wait for the memory each time; together they wait once.
     pub fn touch(&self, keys: &[Option<FlowKey>]) {
-        let mut hashes = [None; BATCH];
-        let mut records = [None; BATCH];
-        let mut read = 0_u64;
+        let mut homes = [None; BATCH];
+        let mut records = [None; 2 * BATCH];
         for keys in keys.chunks(BATCH) {
-            for (hash, key) in hashes.iter_mut().zip(keys) {
-                *hash = key.as_ref().map(|key| self.hash(key));
-                if let (Some(hash), Some(key)) = (*hash, key) {
-                    read ^= self.shard(hash).touch_index(home(hash, key.interface()));
-                }
+            for (at, key) in homes.iter_mut().zip(keys) {
+                *at = key.as_ref().map(|key| {
+                    let hash = self.hash(key);
+                    (self.shard(hash), home(hash, key.interface()))
+                });
             }
-            for ((record, hash), key) in records.iter_mut().zip(hashes).zip(keys) {
-                *record = hash
-                    .zip(*key)
-                    .and_then(|(hash, key)| self.shard(hash).likely(home(hash, key.interface())));
-                read ^= record.map_or(0, Slot::touch);
+            let homes = homes[..keys.len()].iter().flatten();
+            // Loops of their own, with little else in them: so the processor waits for
+            // as many lines at once as it can.
+            touch(homes.clone().filter_map(|(shard, home)| shard.first(*home)));
+            let pairs = records.chunks_exact_mut(2);
+            let mut found = 0;
+            for ((shard, home), pair) in homes.zip(pairs) {
+                pair.copy_from_slice(&shard.likely_pair(*home));
+                found += 2;
             }
-            // Where nobody translates, the other end's is found with the same hash.
-            for (record, hash) in records.iter().zip(hashes).take(keys.len()) {
-                if let Some((record, hash)) = record.zip(hash) {
-                    let other = self.shard(hash).likely(home(hash, record.way().to));
-                    read ^= other.map_or(0, Slot::touch);
-                }
-            }
+            let records = records[..found].iter().flatten();
+            touch(records.map(|record| record.word()));
         }
-        // Or the compiler would see that nobody wants it.
-        std::hint::black_box(read);
     }
 
     /// Remembers the flow that a packet opens. Untracked ones have half of the
@@ -240,7 +263,7 @@ impl FlowTable {
                 (entries < room).then_some(entries + 1)
             })
             .is_ok();
-        let fill = |slot: &Slot| slot.let_to(&tenant(&key, opening, charge));
+        let fill = |slot: Slot<'_>| slot.let_to(&tenant(&key, opening, charge));
         if reserved && shard.insert(&mut free, home, fill).is_some() {
             return Ok(());
         }
@@ -338,7 +361,7 @@ impl FlowTable {
         shard: &Shard,
         free: &mut shard::Free,
         home: Home,
-        slot: &Slot,
+        slot: Slot<'_>,
         seen: Life,
     ) -> bool {
         let removed = shard.remove(free, home, slot, seen);
@@ -400,6 +423,26 @@ impl FlowTable {
         });
         Hash(fold(local.wrapping_add(remote) ^ second, protocol ^ third))
     }
+}
+
+/// A flow that was found, unless it has expired.
+#[inline(always)]
+fn live<'t>(
+    shard: &'t Shard,
+    found: shard::Found<'t>,
+    key: &FlowKey,
+    now: Millis,
+) -> Option<FlowRef<'t>> {
+    let live = found.life.is_live(now);
+    live.then_some(FlowRef::new(shard, found, key.protocol()))
+}
+
+/// Reads words that nobody wants, so that they are at hand afterwards.
+#[inline(always)]
+fn touch<'t>(words: impl Iterator<Item = &'t AtomicU64>) {
+    let read = words.fold(0, |read, word| read ^ word.load(Ordering::Relaxed));
+    // Or the compiler would see that nobody wants it.
+    std::hint::black_box(read);
 }
 
 fn tenant<'a>(key: &'a FlowKey, opening: &Opening<'_>, charge: Option<InterfaceIx>) -> Tenant<'a> {

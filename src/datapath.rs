@@ -229,12 +229,16 @@ pub enum Step<'p> {
     },
 }
 
-/// Writes down the road of a packet. The engine's is [`Silent`], which the
+/// Writes down the road of a packet. The engine's is [`Unasked`], which the
 /// compiler removes.
 pub trait Recorder {
     /// Whether it takes note of nothing, so that steps whose outcome is known
     /// may be left out.
     const SILENT: bool = false;
+
+    /// Whether verdicts are to say by which rules a packet of a known flow passed. Who
+    /// only forwards spares the look.
+    const PROVENANCE: bool = true;
 
     /// Takes note of a step.
     fn step(&mut self, step: Step<'_>);
@@ -246,6 +250,20 @@ pub struct Silent;
 
 impl Recorder for Silent {
     const SILENT: bool = true;
+
+    #[inline]
+    fn step(&mut self, _: Step<'_>) {}
+}
+
+/// Records nothing, and doesn't want to know why: [`Verdict::egress`] and
+/// [`Verdict::ingress`] may be `None` though rules let the packet pass. For who forwards
+/// packets.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unasked;
+
+impl Recorder for Unasked {
+    const SILENT: bool = true;
+    const PROVENANCE: bool = false;
 
     #[inline]
     fn step(&mut self, _: Step<'_>) {}
@@ -325,6 +343,11 @@ impl Datapath {
     /// for all of its segments, which share their fate. On [`Fate::Forward`] the frame holds the packet as
     /// the receiver is to get it: the internet gateway may have translated
     /// addresses. With [`Answer::Sent`] it holds the answer.
+    ///
+    /// Inlined by force: what most packets get is then in registers, not written to
+    /// memory byte by byte and read back in words, which would cost as much as
+    /// finding their flow does.
+    #[inline(always)]
     pub fn judge<R: Recorder>(
         &self,
         policy: &Policy,
@@ -334,29 +357,9 @@ impl Datapath {
         now: Millis,
         recorder: &mut R,
     ) -> Verdict {
-        let mut verdict = Verdict::of(Err((DropReason::UnknownInterface, from)));
-        verdict.fate = match self.walk(policy, from, frame, shape, now, recorder, &mut verdict) {
-            Ok(fate) => fate,
-            Err((reason, at)) => Fate::Drop { reason, at },
+        let Some(sender) = policy.interface(from) else {
+            return Verdict::of(Err((DropReason::UnknownInterface, from)));
         };
-        verdict
-    }
-
-    /// The road itself, station by station.
-    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
-    fn walk<R: Recorder>(
-        &self,
-        policy: &Policy,
-        from: InterfaceIx,
-        frame: &mut [u8],
-        shape: Shape,
-        now: Millis,
-        recorder: &mut R,
-        verdict: &mut Verdict,
-    ) -> Result<Fate, Dropped> {
-        let sender = policy
-            .interface(from)
-            .ok_or((DropReason::UnknownInterface, from))?;
 
         // 1. Headers.
         let mut parsed = packet::parse(frame);
@@ -364,18 +367,50 @@ impl Datapath {
         // Used where it lies: moving it would cost as much as reading it did.
         let packet = match &mut parsed {
             Ok(packet) => packet,
-            Err(ParseError::Malformed) => return Err((DropReason::Malformed, from)),
-            Err(ParseError::TinyFragment) => return Err((DropReason::TinyFragment, from)),
+            Err(ParseError::Malformed) => return Verdict::of(Err((DropReason::Malformed, from))),
+            Err(ParseError::TinyFragment) => {
+                return Verdict::of(Err((DropReason::TinyFragment, from)));
+            }
         };
 
         // Most packets go the way of one before.
         if R::SILENT
-            && let Some(fate) =
-                self.known_way(policy, from, sender, frame, packet, shape, now, verdict)
+            && let Some(verdict) =
+                self.known_way::<R>(policy, from, sender, frame, packet, shape, now)
         {
-            return Ok(fate);
+            return verdict;
         }
+        let mut verdict = Verdict::of(Ok(Fate::Hold { at: from }));
+        let walked = self.walk(
+            policy,
+            from,
+            sender,
+            frame,
+            packet,
+            shape,
+            now,
+            recorder,
+            &mut verdict,
+        );
+        verdict.fate = fate_of(walked);
+        verdict
+    }
 
+    /// The road itself, station by station.
+    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
+    #[inline(never)]
+    fn walk<R: Recorder>(
+        &self,
+        policy: &Policy,
+        from: InterfaceIx,
+        sender: &PolicyInterface,
+        frame: &mut [u8],
+        packet: &mut Packet,
+        shape: Shape,
+        now: Millis,
+        recorder: &mut R,
+        verdict: &mut Verdict,
+    ) -> Result<Fate, Dropped> {
         // 2. What nothing filters, and who may send at all.
         let admitted = self.admit(policy, from, sender, packet, recorder)?;
 
@@ -615,9 +650,10 @@ impl Datapath {
 }
 
 impl Verdict {
+    #[inline(always)]
     fn of(judged: Result<Fate, Dropped>) -> Self {
         Self {
-            fate: judged.unwrap_or_else(|(reason, at)| Fate::Drop { reason, at }),
+            fate: fate_of(judged),
             egress: None,
             ingress: None,
             answer: None,
@@ -625,6 +661,11 @@ impl Verdict {
             lost: 0,
         }
     }
+}
+
+#[inline(always)]
+fn fate_of(judged: Result<Fate, Dropped>) -> Fate {
+    judged.unwrap_or_else(|(reason, at)| Fate::Drop { reason, at })
 }
 
 /// What becomes of a fragment whose datagram's first had that fate.

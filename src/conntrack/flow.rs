@@ -71,7 +71,7 @@ impl<'t> FlowRef<'t> {
     /// the rules were asked.
     #[inline]
     pub fn rule(&self, direction: Direction) -> RuleId {
-        RuleId(self.found.slot.rules[direction as usize].load(Ordering::Relaxed))
+        RuleId(self.found.slot.rule(direction).load(Ordering::Relaxed))
     }
 
     /// Moves the state on and puts the expiry off, as the packet asks. `false` if
@@ -136,11 +136,11 @@ impl<'t> FlowRef<'t> {
             // of it, and only this side's packets store it.
             if segment.flags.fin && !state.has_finished(from_initiator) {
                 self.change(|| {
-                    let mine = &slot.fins[usize::from(!from_initiator)];
+                    let mine = slot.fin(usize::from(!from_initiator));
                     mine.store(segment.end, Ordering::Relaxed);
                 });
             }
-            let fins = [0, 1].map(|side: usize| slot.fins[side].load(Ordering::Relaxed));
+            let fins = [0, 1].map(|side| slot.fin(side).load(Ordering::Relaxed));
             let next = state.after(segment, from_initiator, fins);
             let expires = now.0.saturating_add(next.timeout(tracking));
             let next = life.with(next.bits(), expires);
@@ -157,7 +157,7 @@ impl<'t> FlowRef<'t> {
     /// Whether `by` has let that direction pass under policy `generation`.
     #[inline(always)]
     pub fn passed(&self, by: Judged, direction: Direction, generation: u64) -> bool {
-        let judged = self.found.slot.judged[direction as usize].load(Ordering::Acquire);
+        let judged = self.found.slot.judged(direction).load(Ordering::Acquire);
         says(judged, by, generation) && self.found.slot.is_still(self.found.life)
     }
 
@@ -169,7 +169,8 @@ impl<'t> FlowRef<'t> {
     /// Notes which rule let that direction pass under policy `generation`.
     pub fn set_rule(&self, direction: Direction, rule: RuleId, generation: u64) {
         self.change(|| {
-            self.found.slot.rules[direction as usize].store(rule.0, Ordering::Relaxed);
+            let mine = self.found.slot.rule(direction);
+            mine.store(rule.0, Ordering::Relaxed);
             self.note(Judged::Rules, direction, generation);
         });
     }
@@ -180,7 +181,7 @@ impl<'t> FlowRef<'t> {
     #[inline(always)]
     pub fn way(&self, generation: u64) -> Option<Way> {
         let slot = self.found.slot;
-        let note = &slot.judged[Direction::Egress as usize];
+        let note = slot.judged(Direction::Egress);
         let before = note.load(Ordering::Acquire);
         if !says(before, Judged::Way, generation) {
             return None;
@@ -194,7 +195,7 @@ impl<'t> FlowRef<'t> {
     pub fn set_way(&self, way: Way, generation: u64) {
         self.change(|| {
             // Who reads meanwhile finds the note gone, before or after.
-            let note = &self.found.slot.judged[Direction::Egress as usize];
+            let note = self.found.slot.judged(Direction::Egress);
             note.store(
                 note.load(Ordering::Relaxed) & !(Judged::Way as u32),
                 Ordering::Relaxed,
@@ -215,7 +216,7 @@ impl<'t> FlowRef<'t> {
     }
 
     fn note(&self, by: Judged, direction: Direction, generation: u64) {
-        let note = &self.found.slot.judged[direction as usize];
+        let note = self.found.slot.judged(direction);
         let judged = note.load(Ordering::Relaxed);
         let others = if judged >> GENERATION_SHIFT == kept(generation) {
             judged & ((1 << GENERATION_SHIFT) - 1)

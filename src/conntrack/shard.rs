@@ -13,7 +13,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use super::slot::{Life, Nature, Slot};
+use super::slot::{Cold, Hot, Life, Nature, Slot};
 use crate::packet::FlowKey;
 
 /// Records that are allocated at a time.
@@ -52,6 +52,16 @@ impl Home {
     fn mark(self) -> u64 {
         u64::from(self.bucket) << 16 | u64::from(self.tag)
     }
+
+    /// An index word of that bucket, whatever the interface, or [`EMPTY`].
+    #[inline(always)]
+    fn kin(self, word: u64) -> u64 {
+        if word >> 32 == u64::from(self.bucket) {
+            word
+        } else {
+            EMPTY
+        }
+    }
 }
 
 /// A part of the table.
@@ -63,10 +73,33 @@ pub(super) struct Shard {
     /// Which of the indices is in use.
     current: AtomicUsize,
     indices: [OnceLock<Box<[AtomicU64]>>; INDICES],
-    chunks: Box<[OnceLock<Box<[Slot]>>]>,
+    chunks: Box<[OnceLock<Chunk>]>,
     most: usize,
     /// Whoever changes the index, or of a record more than its life, holds this.
     free: Mutex<Free>,
+}
+
+/// Records that are allocated together.
+#[derive(Debug)]
+struct Chunk {
+    hot: Box<[Hot]>,
+    cold: Box<[Cold]>,
+}
+
+impl Chunk {
+    fn new() -> Self {
+        Self {
+            hot: (0..CHUNK).map(|_| Hot::default()).collect(),
+            cold: (0..CHUNK).map(|_| Cold::default()).collect(),
+        }
+    }
+
+    fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        self.hot
+            .iter()
+            .zip(&self.cold)
+            .map(|(hot, cold)| Slot::new(hot, cold))
+    }
 }
 
 /// The records without a tenant: those that were given back, and all from `fresh` on.
@@ -81,7 +114,7 @@ pub(super) struct Free {
 /// A record that was found.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found<'s> {
-    pub(super) slot: &'s Slot,
+    pub(super) slot: Slot<'s>,
     pub(super) life: Life,
     pub(super) nature: Nature,
 }
@@ -103,23 +136,44 @@ impl Shard {
     /// The record of the flow with that key, whether it has expired or not.
     #[inline(always)]
     pub(super) fn find(&self, key: &FlowKey, home: Home) -> Option<Found<'_>> {
+        self.find_pair(key, home).map(|(found, _)| found)
+    }
+
+    /// Likewise, and the record that is most likely that of the flow's other end. It
+    /// is on its way from memory while the first is read.
+    #[inline(always)]
+    pub(super) fn find_pair(
+        &self,
+        key: &FlowKey,
+        home: Home,
+    ) -> Option<(Found<'_>, Option<Slot<'_>>)> {
         loop {
             let order = self.order.load(Ordering::Acquire);
             let index = self.index()?;
             let mask = index.len() - 1;
             let mut at = home.bucket as usize & mask;
+            let mut other = EMPTY;
             for _ in 0..index.len() {
                 let word = index.get(at)?.load(Ordering::Acquire);
                 if word == EMPTY {
                     break;
                 }
-                if word >> 16 == home.mark()
-                    && let Some(slot) = self.slot(word)
-                    && let Some(found) = found(slot, key)
-                {
-                    return Some(found);
-                }
                 at = (at + 1) & mask;
+                if word >> 16 != home.mark() {
+                    if other == EMPTY {
+                        other = home.kin(word);
+                    }
+                } else if let Some(slot) = self.slot(word) {
+                    // The other end was opened after this one, or before.
+                    if other == EMPTY {
+                        other = home.kin(index.get(at)?.load(Ordering::Acquire));
+                    }
+                    let other = self.slot(other);
+                    super::touch(other.into_iter().map(Slot::word));
+                    if let Some(found) = found(slot, key) {
+                        return Some((found, other));
+                    }
+                }
             }
             fence(Ordering::Acquire);
             if order.is_multiple_of(2) && self.order.load(Ordering::Relaxed) == order {
@@ -129,27 +183,33 @@ impl Shard {
         }
     }
 
-    /// Reads the word of the index at which a search begins. What is read is of no
-    /// use; that it is at hand afterwards is.
+    /// The word of the index at which a search begins.
     #[inline(always)]
-    pub(super) fn touch_index(&self, home: Home) -> u64 {
-        self.index().map_or(0, |index| {
-            index[home.bucket as usize & (index.len() - 1)].load(Ordering::Relaxed)
-        })
+    pub(super) fn first(&self, home: Home) -> Option<&AtomicU64> {
+        let index = self.index()?;
+        index.get(home.bucket as usize & (index.len() - 1))
     }
 
-    /// Likewise the record that a search will come to.
+    /// The records that most likely are those of a flow's two ends.
     #[inline(always)]
-    pub(super) fn likely(&self, home: Home) -> Option<&Slot> {
-        let index = self.index()?;
-        let mask = index.len() - 1;
-        for step in 0..TOUCHED {
-            let word = index[(home.bucket as usize + step) & mask].load(Ordering::Relaxed);
-            if word >> 16 == home.mark() {
-                return self.slot(word);
+    pub(super) fn likely_pair(&self, home: Home) -> [Option<Slot<'_>>; 2] {
+        let mut pair = [None; 2];
+        let mut places = pair.iter_mut();
+        let index = self.index().unwrap_or_default();
+        for step in 0..index.len().min(TOUCHED) {
+            let at = (home.bucket as usize + step) & (index.len() - 1);
+            let word = index[at].load(Ordering::Relaxed);
+            if word == EMPTY {
+                break;
+            }
+            if let Some(slot) = self.slot(home.kin(word)) {
+                match places.next() {
+                    Some(place) => *place = Some(slot),
+                    None => break,
+                }
             }
         }
-        None
+        pair
     }
 
     /// Locks the shard for changes.
@@ -165,7 +225,7 @@ impl Shard {
         &self,
         free: &mut Free,
         home: Home,
-        fill: impl FnOnce(&Slot),
+        fill: impl FnOnce(Slot<'_>),
     ) -> Option<()> {
         self.make_room(free);
         let index = self.index()?;
@@ -183,9 +243,9 @@ impl Shard {
             }
             None => return None,
         };
-        let chunk = self.chunks[number / CHUNK]
-            .get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
-        fill(&chunk[number % CHUNK]);
+        let chunk = self.chunks[number / CHUNK].get_or_init(Chunk::new);
+        let place = number % CHUNK;
+        fill(Slot::new(&chunk.hot[place], &chunk.cold[place]));
         free.marks -= usize::from(index[at].load(Ordering::Relaxed) == REMOVED);
         index[at].store(word(home, number), Ordering::Release);
         Some(())
@@ -193,7 +253,7 @@ impl Shard {
 
     /// Removes a record, under the lock; `home` is its key's. Not if its life isn't
     /// `seen` any more.
-    pub(super) fn remove(&self, free: &mut Free, home: Home, slot: &Slot, seen: Life) -> bool {
+    pub(super) fn remove(&self, free: &mut Free, home: Home, slot: Slot<'_>, seen: Life) -> bool {
         let Some(index) = self.index() else {
             return false;
         };
@@ -205,9 +265,7 @@ impl Shard {
                 return false;
             }
             if let Some(number) = number(word)
-                && self
-                    .slot(word)
-                    .is_some_and(|there| std::ptr::eq(there, slot))
+                && self.slot(word).is_some_and(|there| there.is(slot))
             {
                 if !slot.vacate(seen) {
                     return false;
@@ -275,11 +333,11 @@ impl Shard {
     }
 
     /// Every record that has a tenant, those that have expired included.
-    pub(super) fn tenants(&self) -> impl Iterator<Item = (&Slot, Life)> {
+    pub(super) fn tenants(&self) -> impl Iterator<Item = (Slot<'_>, Life)> {
         self.chunks
             .iter()
             .map_while(|chunk| chunk.get())
-            .flat_map(|chunk| chunk.iter())
+            .flat_map(Chunk::slots)
             .map(|slot| (slot, slot.life()))
             .filter(|(_, life)| !life.is_vacant())
     }
@@ -289,16 +347,19 @@ impl Shard {
         let indices = self.indices.iter().filter_map(|index| index.get());
         let indices: usize = indices.map(|index| size_of_val(&**index)).sum();
         let chunks = self.chunks.iter().filter_map(|chunk| chunk.get());
-        let records: usize = chunks.map(|chunk| size_of_val(&**chunk)).sum();
+        let of = |chunk: &Chunk| size_of_val(&*chunk.hot) + size_of_val(&*chunk.cold);
+        let records: usize = chunks.map(of).sum();
         let free = self.lock().back.capacity() * size_of::<u16>();
         size_of::<Self>() + size_of_val(&*self.chunks) + indices + records + free
     }
 
     /// The record that an index word speaks of.
     #[inline(always)]
-    fn slot(&self, word: u64) -> Option<&Slot> {
+    fn slot(&self, word: u64) -> Option<Slot<'_>> {
         let number = usize::from(number(word)?);
-        self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
+        let chunk = self.chunks.get(number / CHUNK)?.get()?;
+        let at = number % CHUNK;
+        Some(Slot::new(chunk.hot.get(at)?, chunk.cold.get(at)?))
     }
 }
 
@@ -356,7 +417,7 @@ impl Free {
 
 /// The flow with that key, if the record is its own.
 #[inline(always)]
-fn found<'s>(slot: &'s Slot, key: &FlowKey) -> Option<Found<'s>> {
+pub(super) fn found<'s>(slot: Slot<'s>, key: &FlowKey) -> Option<Found<'s>> {
     for _ in 0..PATIENCE {
         let life = slot.life();
         let nature = slot.nature_of(key)?;

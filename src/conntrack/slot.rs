@@ -1,5 +1,5 @@
-//! One flow's record: twelve words, all of them atomic, so that packets read it
-//! without a lock. It lies in two lines of the cache.
+//! One flow's record: words that are all atomic, so that packets read it without a
+//! lock. What every packet looks at lies in one line of the cache, the rest elsewhere.
 //!
 //! What most packets change, the state and the expiry, lies in one word, [`Life`],
 //! with a number that tells a record's tenants apart; it changes by compare and
@@ -15,22 +15,39 @@ use crate::model::{Direction, InterfaceIx, RuleId};
 use crate::packet::FlowKey;
 
 /// A flow's record.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot<'s> {
+    hot: &'s Hot,
+    cold: &'s Cold,
+}
+
+/// What packets of a known flow look at: a line of the cache.
 #[derive(Debug, Default)]
-#[repr(C, align(32))]
-pub(super) struct Slot {
+#[repr(C, align(64))]
+pub(super) struct Hot {
     life: AtomicU64,
     /// The key's words; the last one has [`INITIATED`] and [`TRACKED`] beside, and
     /// whose allowance the flow takes a place of: [`CHARGE_SHIFT`].
     key: [AtomicU64; 6],
-    /// For each direction, what has judged its packets, and under which generation.
-    pub(super) judged: [AtomicU32; 2],
+    /// What has judged the packets that leave the interface, and under which generation.
+    judged: AtomicU32,
+    /// The way of what leaves the interface: [`Way`].
+    way: AtomicU32,
+}
+
+/// What fewer want.
+#[derive(Debug, Default)]
+#[repr(C, align(32))]
+pub(super) struct Cold {
+    /// What has judged the packets that reach the interface, and under which generation.
+    judged: AtomicU32,
+    /// The destination that the internet gateway gives what leaves it.
+    new_destination: AtomicU32,
     /// The rule that lets each direction pass. Of a tracked flow only the
     /// initiator's counts.
-    pub(super) rules: [AtomicU64; 2],
+    rules: [AtomicU64; 2],
     /// The sequence numbers after the initiator's and the responder's FIN.
-    pub(super) fins: [AtomicU32; 2],
-    /// The way of what leaves the interface: [`Way`].
-    way: [AtomicU32; 2],
+    fins: [AtomicU32; 2],
 }
 
 /// Beside the key: the interface sent the first packet.
@@ -47,6 +64,8 @@ const KEY: u64 = 0xffff;
 const THROUGH_GATEWAY: u32 = 1 << 31;
 /// Likewise: the gateway gives it another source.
 const NEW_SOURCE: u32 = 1 << 30;
+/// Likewise: the gateway gives it another destination.
+const NEW_DESTINATION: u32 = 1 << 29;
 
 /// What is fixed once a flow is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,23 +177,53 @@ pub(super) struct Tenant<'a> {
     pub(super) charge: Option<InterfaceIx>,
 }
 
-impl Slot {
+impl<'s> Slot<'s> {
     #[inline(always)]
-    pub(super) fn life(&self) -> Life {
-        Life(self.life.load(Ordering::Acquire))
+    pub(super) fn new(hot: &'s Hot, cold: &'s Cold) -> Self {
+        Self { hot, cold }
     }
 
-    /// Reads from both ends of the record, so that it is at hand.
+    /// Whether both are the same record.
+    pub(super) fn is(self, other: Self) -> bool {
+        std::ptr::eq(self.hot, other.hot)
+    }
+
     #[inline(always)]
-    pub(super) fn touch(&self) -> u64 {
-        self.life.load(Ordering::Relaxed) ^ u64::from(self.way[1].load(Ordering::Relaxed))
+    pub(super) fn life(self) -> Life {
+        Life(self.hot.life.load(Ordering::Acquire))
+    }
+
+    /// A word of what packets look at.
+    #[inline(always)]
+    pub(super) fn word(self) -> &'s AtomicU64 {
+        &self.hot.life
+    }
+
+    /// What has judged the packets of one direction.
+    #[inline(always)]
+    pub(super) fn judged(self, direction: Direction) -> &'s AtomicU32 {
+        match direction {
+            Direction::Egress => &self.hot.judged,
+            Direction::Ingress => &self.cold.judged,
+        }
+    }
+
+    /// The rule that lets one direction pass.
+    #[inline(always)]
+    pub(super) fn rule(self, direction: Direction) -> &'s AtomicU64 {
+        &self.cold.rules[direction as usize]
+    }
+
+    /// The sequence number after the FIN of one side: 0 is the initiator's.
+    pub(super) fn fin(self, side: usize) -> &'s AtomicU32 {
+        &self.cold.fins[side & 1]
     }
 
     /// Whether what was read since `life` was is that tenant's.
     #[inline(always)]
-    pub(super) fn is_still(&self, life: Life) -> bool {
+    pub(super) fn is_still(self, life: Life) -> bool {
         fence(Ordering::Acquire);
-        Life(self.life.load(Ordering::Relaxed)).is_of_same_tenant(life)
+        Life(self.hot.life.load(Ordering::Relaxed)).is_of_same_tenant(life)
     }
 
     /// Changes `seen` into `next`.
@@ -182,8 +231,9 @@ impl Slot {
     /// # Errors
     /// What is there instead, if it is not `seen` any more.
     #[inline(always)]
-    pub(super) fn change_life(&self, seen: Life, next: Life) -> Result<(), Life> {
-        self.life
+    pub(super) fn change_life(self, seen: Life, next: Life) -> Result<(), Life> {
+        self.hot
+            .life
             .compare_exchange(seen.0, next.0, Ordering::AcqRel, Ordering::Acquire)
             .map(|_| ())
             .map_err(Life)
@@ -192,21 +242,21 @@ impl Slot {
     /// What its tenant is, if that is the flow with this key. To be followed by
     /// [`Self::is_still`].
     #[inline(always)]
-    pub(super) fn nature_of(&self, key: &FlowKey) -> Option<Nature> {
+    pub(super) fn nature_of(self, key: &FlowKey) -> Option<Nature> {
         let words = key.words();
         let mut differs = 0;
-        for (mine, word) in self.key[..5].iter().zip(words) {
+        for (mine, word) in self.hot.key[..5].iter().zip(words) {
             differs |= mine.load(Ordering::Relaxed) ^ word;
         }
-        let last = self.key[5].load(Ordering::Relaxed);
+        let last = self.hot.key[5].load(Ordering::Relaxed);
         differs |= (last & KEY) ^ words[5];
         (differs == 0).then_some(Nature(last))
     }
 
     /// The words of its tenant's key, under the lock.
-    pub(super) fn key_words(&self) -> [u64; 6] {
+    pub(super) fn key_words(self) -> [u64; 6] {
         let mut words = [0; 6];
-        for (word, mine) in words.iter_mut().zip(&self.key) {
+        for (word, mine) in words.iter_mut().zip(&self.hot.key) {
             *word = mine.load(Ordering::Relaxed);
         }
         words[5] &= KEY;
@@ -214,44 +264,44 @@ impl Slot {
     }
 
     /// Gives the record to a flow, under the lock.
-    pub(super) fn let_to(&self, tenant: &Tenant<'_>) {
+    pub(super) fn let_to(self, tenant: &Tenant<'_>) {
         // Readers that meet the first of these stores among the others see that
         // the tenant has changed.
-        let vacant = Life(self.life.load(Ordering::Relaxed)).vacated();
-        self.life.store(vacant.0, Ordering::Relaxed);
+        let vacant = Life(self.hot.life.load(Ordering::Relaxed)).vacated();
+        self.hot.life.store(vacant.0, Ordering::Relaxed);
         fence(Ordering::Release);
         let mut words = tenant.key.words();
         let charge = tenant.charge.map_or(0, |owner| u64::from(index(owner)) + 1);
         words[5] |= tenant.nature.0 | charge << CHARGE_SHIFT;
-        for (mine, word) in self.key.iter().zip(words) {
+        for (mine, word) in self.hot.key.iter().zip(words) {
             mine.store(word, Ordering::Relaxed);
         }
         let by_direction = |initiators: u64| match tenant.nature.initiator() {
             Direction::Ingress => [initiators, 0],
             Direction::Egress => [0, initiators],
         };
-        for (mine, rule) in self.rules.iter().zip(by_direction(tenant.rule.0)) {
+        for (mine, rule) in self.cold.rules.iter().zip(by_direction(tenant.rule.0)) {
             mine.store(rule, Ordering::Relaxed);
         }
-        for (mine, end) in self.fins.iter().zip([tenant.end, 0]) {
+        for (mine, end) in self.cold.fins.iter().zip([tenant.end, 0]) {
             mine.store(end, Ordering::Relaxed);
         }
-        for judged in &self.judged {
+        for judged in [&self.hot.judged, &self.cold.judged] {
             judged.store(0, Ordering::Relaxed);
         }
         let life = vacant.with(tenant.state, tenant.expires);
-        self.life.store(life.0, Ordering::Release);
+        self.hot.life.store(life.0, Ordering::Release);
     }
 
     /// Ends the tenancy, under the lock, unless the life isn't `seen` any more.
-    pub(super) fn vacate(&self, seen: Life) -> bool {
+    pub(super) fn vacate(self, seen: Life) -> bool {
         self.change_life(seen, seen.vacated()).is_ok()
     }
 
     /// Takes the place in an allowance away from the record, under the lock.
-    pub(super) fn take_charge(&self) -> Option<InterfaceIx> {
+    pub(super) fn take_charge(self) -> Option<InterfaceIx> {
         let rest = (1 << CHARGE_SHIFT) - 1;
-        let charge = self.key[5].fetch_and(rest, Ordering::Relaxed) >> CHARGE_SHIFT;
+        let charge = self.hot.key[5].fetch_and(rest, Ordering::Relaxed) >> CHARGE_SHIFT;
         let owner = usize::try_from(charge.checked_sub(1)?).ok()?;
         Some(InterfaceIx::new(owner))
     }
@@ -259,33 +309,37 @@ impl Slot {
     /// The way that was noted last. To be followed by another look at the note
     /// that says under which generation.
     #[inline(always)]
-    pub(super) fn way(&self) -> Way {
-        let [to, new_destination] = [0, 1].map(|i: usize| self.way[i].load(Ordering::Relaxed));
+    pub(super) fn way(self) -> Way {
+        let way = self.hot.way.load(Ordering::Relaxed);
+        let new_destination = (way & NEW_DESTINATION != 0)
+            .then(|| Ipv4Addr::from_bits(self.cold.new_destination.load(Ordering::Relaxed)));
         Way {
-            to: InterfaceIx::new((to & !(THROUGH_GATEWAY | NEW_SOURCE)) as usize),
-            through_gateway: to & THROUGH_GATEWAY != 0,
-            new_source: to & NEW_SOURCE != 0,
-            // 0.0.0.0 is nobody's address.
-            new_destination: (new_destination != 0).then(|| Ipv4Addr::from_bits(new_destination)),
+            to: InterfaceIx::new((way & (NEW_DESTINATION - 1)) as usize),
+            through_gateway: way & THROUGH_GATEWAY != 0,
+            new_source: way & NEW_SOURCE != 0,
+            new_destination,
         }
     }
 
     /// Notes a way, under the lock.
-    pub(super) fn set_way(&self, way: Way) {
+    pub(super) fn set_way(self, way: Way) {
         let flag = |set: bool, bit: u32| if set { bit } else { 0 };
-        let to = index(way.to)
+        let word = index(way.to)
             | flag(way.through_gateway, THROUGH_GATEWAY)
-            | flag(way.new_source, NEW_SOURCE);
-        let new_destination = way.new_destination.map_or(0, Ipv4Addr::to_bits);
-        for (mine, word) in self.way.iter().zip([to, new_destination]) {
-            mine.store(word, Ordering::Relaxed);
+            | flag(way.new_source, NEW_SOURCE)
+            | flag(way.new_destination.is_some(), NEW_DESTINATION);
+        if let Some(address) = way.new_destination {
+            self.cold
+                .new_destination
+                .store(address.to_bits(), Ordering::Relaxed);
         }
+        self.hot.way.store(word, Ordering::Relaxed);
     }
 }
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "no lab has 2^30 interfaces"
+    reason = "no lab has 2^29 interfaces"
 )]
 fn index(interface: InterfaceIx) -> u32 {
     interface.ix() as u32
@@ -297,7 +351,8 @@ mod tests {
 
     #[test]
     fn a_record_is_as_large_as_the_documentation_says() {
-        assert_eq!((size_of::<Slot>(), align_of::<Slot>()), (96, 32));
+        assert_eq!((size_of::<Hot>(), align_of::<Hot>()), (64, 64));
+        assert_eq!((size_of::<Cold>(), align_of::<Cold>()), (32, 32));
     }
 
     #[test]
@@ -319,7 +374,8 @@ mod tests {
 
     #[test]
     fn a_way_reads_back_as_it_was_noted() {
-        let slot = Slot::default();
+        let (hot, cold) = (Hot::default(), Cold::default());
+        let slot = Slot::new(&hot, &cold);
         for way in [
             Way {
                 to: InterfaceIx::new(0),

@@ -6,14 +6,14 @@
 //! check, as all of them depend on the flow's key and on the policy; what is left to ask
 //! is whether both ends still know the flow. Whatever isn't plain walks the whole road.
 
-use super::{Admission, Datapath, Fate, Verdict, Way};
+use super::{Admission, Datapath, Recorder, Verdict, Way};
 use crate::conntrack::{self, FlowRef, Judged, Millis, opens_connection};
 use crate::model::{Direction, InterfaceIx};
 use crate::packet::{FlowKey, Packet, Shape};
 use crate::policy::{Policy, PolicyInterface};
 
 /// Flows above which their records aren't all in the processor's cache.
-const MANY: usize = 1 << 13;
+const MANY: usize = 1 << 16;
 
 impl Datapath {
     /// Whether there are so many flows that it pays to [`Self::anticipate`].
@@ -35,13 +35,13 @@ impl Datapath {
         self.flows.touch(keys);
     }
 
-    /// The fate of a packet whose way is known and that both ends let pass. Otherwise
+    /// The verdict on a packet whose way is known and that both ends let pass. Otherwise
     /// nothing has happened, but that one of them may have taken note of the packet
     /// when the other's flow ended in that very moment; then the long road may find
     /// that the packet has closed its own connection, and drops it.
     #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
     #[inline(always)]
-    pub(super) fn known_way(
+    pub(super) fn known_way<R: Recorder>(
         &self,
         policy: &Policy,
         from: InterfaceIx,
@@ -50,8 +50,7 @@ impl Datapath {
         packet: &mut Packet,
         shape: Shape,
         now: Millis,
-        verdict: &mut Verdict,
-    ) -> Option<Fate> {
+    ) -> Option<Verdict> {
         // Hosts outside keep no flows, and fragments have a table of their own.
         if sender.subnet().is_none() || packet.fragment.is_some() {
             return None;
@@ -59,14 +58,14 @@ impl Datapath {
         let generation = policy.generation();
         let key = packet.flow_key(from, Direction::Egress)?;
         let hash = self.flows.hash(&key);
-        let sent = self.flows.find_hashed(&key, hash, now)?;
+        let (sent, beside) = self.flows.find_pair(&key, hash, now)?;
         let noted = sent.way(generation)?;
         let receiver = policy.interface(noted.to)?;
         let way = Way::of(noted, sender, receiver, packet)?;
         if shape.longest(packet.length) > usize::from(way.mtu) {
             return None;
         }
-        let egress = admission(&sent, packet, Direction::Egress, generation)?;
+        let egress = admission::<R>(&sent, packet, Direction::Egress, generation)?;
 
         let mut ingress = None;
         if receiver.subnet().is_some() {
@@ -77,23 +76,25 @@ impl Datapath {
                 return None;
             }
             let received = if way.is_plain() {
-                self.flows.find_hashed(&other, hash, now)?
+                self.flows.find_beside(beside, &other, hash, now)?
             } else {
                 self.flows.find(&other, now)?
             };
-            let admission = admission(&received, packet, Direction::Ingress, generation)?;
+            let admission = admission::<R>(&received, packet, Direction::Ingress, generation)?;
             if !received.take_note(packet, Direction::Ingress, &receiver.tracking, now) {
                 return None;
             }
-            ingress = Some(admission);
+            ingress = admission;
         }
         if !sent.take_note(packet, Direction::Egress, &sender.tracking, now) {
             return None;
         }
-        verdict.egress = Some(egress);
-        verdict.ingress = ingress;
         way.translate(frame, packet, shape);
-        Some(way.fate(packet, shape))
+        Some(Verdict {
+            egress,
+            ingress,
+            ..Verdict::of(Ok(way.fate(packet, shape)))
+        })
     }
 
     /// Notes the way that a packet of a known flow has gone, for those that follow.
@@ -139,20 +140,29 @@ impl Way {
     }
 }
 
-/// By what the flow lets the packet pass without asking a rule.
+/// By what the flow lets the packet pass without asking a rule, if it does; nothing
+/// where nobody wants to know.
 #[inline(always)]
-fn admission(
+#[expect(clippy::option_option, reason = "whether it passes, and by what")]
+fn admission<R: Recorder>(
     flow: &FlowRef<'_>,
     packet: &Packet,
     direction: Direction,
     generation: u64,
-) -> Option<Admission> {
+) -> Option<Option<Admission>> {
     let tracked = flow.is_tracked();
-    let (passes, rule) = if tracked {
-        (!flow.is_closed(), flow.admitted_by())
+    let passes = if tracked {
+        !flow.is_closed()
     } else {
-        let passed = flow.passed(Judged::Rules, direction, generation);
-        (passed && !opens_connection(packet), flow.rule(direction))
+        flow.passed(Judged::Rules, direction, generation) && !opens_connection(packet)
     };
-    passes.then_some(Admission { rule, tracked })
+    let by = || Admission {
+        rule: if tracked {
+            flow.admitted_by()
+        } else {
+            flow.rule(direction)
+        },
+        tracked,
+    };
+    passes.then(|| R::PROVENANCE.then(by))
 }

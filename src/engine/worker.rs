@@ -13,7 +13,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::delivery::Delivery;
 use super::{EngineError, Shared};
-use crate::datapath::Silent;
+use crate::datapath::Unasked;
 use crate::link::{FRAME, Link, Readiness, Received};
 use crate::model::InterfaceIx;
 use crate::packet::{FlowKey, Shape};
@@ -218,7 +218,7 @@ impl Worker {
                         continue;
                     }
                 };
-                let verdict = datapath.judge(policy, from, frame, shape, now, &mut Silent);
+                let verdict = datapath.judge(policy, from, frame, shape, now, &mut Unasked);
                 delivery.carry_out(from, envelope, frame, shape, &verdict);
                 if verdict.released {
                     // All of a datagram's fragments go the same way.
