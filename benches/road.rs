@@ -44,7 +44,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1500))
         .sample_size(30);
-    targets = parse, tracked_hit, tracked_hit_among_a_million, table, miss
+    targets = parse, tracked_hit, tracked_hit_among_a_million, memory, table, miss
 }
 criterion_main!(benches);
 
@@ -130,6 +130,33 @@ fn tracked_hit_among_a_million(criterion: &mut Criterion<CpuTime>) {
         });
     }
 }
+
+/// What this machine's memory alone costs: lines in random order, each of which says
+/// where the next is, among as many bytes as the tables above have. A flow that nobody
+/// has announced waits for two of them, one after the other: the index, the record.
+fn memory(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("one line of memory");
+    for (flows, bytes) in [(20_000, 2 << 20), (1_000_000, 120 << 20)] {
+        let lines = bytes / size_of::<Line>();
+        let mut order: Vec<usize> = (0..lines).collect();
+        shuffle(&mut order);
+        let mut memory: Vec<Line> = vec![Line([0; 8]); lines];
+        for (here, next) in order.iter().zip(order.iter().cycle().skip(1)) {
+            memory[*here].0[0] = *next;
+        }
+        let mut at = 0;
+        group.bench_function(format!("as much as {flows} flows take"), |bencher| {
+            bencher.iter(|| {
+                at = memory[at].0[0];
+                at
+            });
+        });
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([usize; 8]);
 
 /// One flow found, alone, among so many: in the flow table, and in a `DashMap` with as
 /// quick a hash, which it took the place of.
