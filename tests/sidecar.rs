@@ -26,7 +26,7 @@ const TESTS: &[(&str, fn())] = harness::tests![
     take::a_taken_interface_is_as_it_was,
     take::an_interface_given_back_is_as_it_was,
     take::nothing_is_answered_while_an_interface_is_only_taken,
-    take::only_marked_frames_leave,
+    take::only_frames_that_bear_the_secret_leave,
     take::a_socket_bound_to_the_raw_device_leaks_nothing,
     take::the_raw_device_has_no_address_of_its_own,
     take::sockets_that_listen_before_go_on,
