@@ -85,6 +85,7 @@ impl Closed {
     pub(super) fn take(wanted: &Wanted<'_>) -> Result<Self, CliError> {
         let began = Instant::now();
         confine::check().map_err(system)?;
+        confine::shut_out_others().map_err(system)?;
         let session = Session::start(wanted.name)?;
         let secret = secret();
         let asked = sidecar::Wanted {
