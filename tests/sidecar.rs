@@ -52,6 +52,7 @@ const TESTS: &[(&str, fn())] = harness::tests![
     killed::a_device_that_is_gone_is_forgotten,
     story::only_whom_the_rules_name_reaches_the_workload_and_status_says_why,
     story::a_saved_rule_counts_within_a_second_and_an_open_session_goes_on,
+    story::an_open_session_goes_on_after_the_sidecar_was_killed_and_started_again,
     story::what_is_sent_arrives_as_it_was,
     story::six_sidecars_on_one_bridge_enforce_each_for_itself,
     story::the_workload_keeps_its_name_address_and_mac,

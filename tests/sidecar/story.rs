@@ -97,6 +97,20 @@ pub fn a_saved_rule_counts_within_a_second_and_an_open_session_goes_on() {
     assert!(is_ignored(&stranger, address(DB)));
 }
 
+/// Whoever the rules allow to begin may go on, though nothing is remembered.
+pub fn an_open_session_goes_on_after_the_sidecar_was_killed_and_started_again() {
+    let network = Network::new();
+    let [db, web] = [DB, WEB].map(|number| network.container(number));
+    let _service = Service::start(&db);
+    let mut guard = Guard::start(&db, RULES, "db", &[]);
+    let mut session = connect(&web, address(DB)).unwrap();
+    assert!(says(&mut session, b"begin"));
+    guard.kill();
+    guard.begin_again();
+    guard.event("enforcing");
+    assert!(says(&mut session, b"commit"));
+}
+
 /// Both families, through the sidecars of both ends, in super-packets and without.
 pub fn what_is_sent_arrives_as_it_was() {
     const BYTES: usize = 24 << 20;
