@@ -42,6 +42,7 @@ mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
 pub use members::{DeclaredMember, MemberName};
+pub use quotas::{GROUPS_PER_INTERFACE, MOST_GROUPS_PER_INTERFACE};
 pub(crate) use text::{Findings, in_quotes, read_text};
 
 use diagnostic::{Report, printable};

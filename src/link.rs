@@ -26,7 +26,7 @@ pub use self::coalesce::{Coalescer, Ends};
 pub use self::ethernet::{EtherIdentity, InnerLink, OuterLink, wire};
 pub use self::memory::MemoryLink;
 pub use self::offloads::{Offload, Offloads};
-pub use self::packet::PacketSocket;
+pub use self::packet::{PacketSocket, Secret};
 pub use self::tun::{Tap, TunLink};
 
 /// Room for the longest frame, IPv6's header before the most that its length

@@ -6,7 +6,7 @@
 //!
 //! | before | after |
 //! |---|---|
-//! | `eth0`, the device | `sgw-eth0`, up, without addresses; closed by hooks in the kernel to all but frames with a secret mark |
+//! | `eth0`, the device | `sgw-eth0`, up, without addresses; closed by hooks in the kernel to all but frames that bear a secret |
 //! | | `eth0`, a TAP device with the same MAC, MTU, addresses, routes and settings |
 //!
 //! **What closes a device** are two nf_tables tables called `sgwall` (see `hooks`). They

@@ -162,6 +162,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     if let Some(file) = watch.irregular() {
         return Err(CliError::Usage(Watch::cannot_reread(file)));
     }
+    check_count(args)?;
     let asked = Asked {
         groups: args.groups.clone(),
         resolvers: resolvers(&args.resolvers)?,
@@ -311,6 +312,27 @@ fn warn(rules: &LoadedRules, format: Format) {
             }
         }
     }
+}
+
+/// As many groups as AWS would put on an interface.
+fn check_count(args: &Args) -> Result<(), CliError> {
+    let count = args.groups.len();
+    let most = if args.ignore_quotas {
+        config::MOST_GROUPS_PER_INTERFACE
+    } else {
+        config::GROUPS_PER_INTERFACE
+    };
+    if count <= most {
+        return Ok(());
+    }
+    let help = if args.ignore_quotas {
+        "AWS admits no more: merge some of the groups"
+    } else {
+        "merge some of the groups, or add --ignore-quotas where AWS has raised yours (to 16 at most)"
+    };
+    Err(CliError::Usage(format!(
+        "--group is given {count} times; AWS puts {most} groups on an interface: {help}"
+    )))
 }
 
 /// The resolvers that stand for AWS's own.
@@ -618,7 +640,15 @@ fn resolve(
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
 
     #[test]
     fn resolvers_are_read_as_the_workload_reads_them() {
@@ -626,6 +656,21 @@ mod tests {
                     nameserver fe80::1%eth0\nnameserver nonsense\nnameservers 10.0.0.3\n";
         let found: Vec<String> = in_resolv_conf(text).iter().map(IpAddr::to_string).collect();
         assert_eq!(found, ["10.0.0.2", "fe80::1"]);
+    }
+
+    #[test]
+    fn no_more_groups_than_aws_would_put_on_an_interface() {
+        let given = |count: usize, more: &[&str]| {
+            let mut words = vec!["sidecar", "--rules", "rules.yaml"];
+            words.extend(std::iter::repeat_n(["--group", "web"], count).flatten());
+            words.extend(more);
+            check_count(&Alone::parse_from(words).args)
+        };
+        assert!(given(5, &[]).is_ok());
+        let refused = given(6, &[]).unwrap_err().to_string();
+        assert!(refused.contains("--ignore-quotas"), "{refused}");
+        assert!(given(16, &["--ignore-quotas"]).is_ok());
+        assert!(given(17, &["--ignore-quotas"]).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::diagnostic::{Report, quoted};
 use super::kind;
 use super::names::{Names, check_entity_name, find_group};
-use super::quotas::GROUPS_PER_INTERFACE;
+use super::quotas::{GROUPS_PER_INTERFACE, MOST_GROUPS_PER_INTERFACE};
 use super::reader::{Entry, Fields};
 use super::source::Span;
 use super::tracking::{self, At};
@@ -21,8 +21,6 @@ use crate::model::{
 const MAX_ENTITIES: usize = 5000;
 /// Most interfaces of one entity: the largest instance types have 15.
 const MAX_INTERFACES: usize = 15;
-/// Most groups on one interface (aws-semantics §5).
-const MAX_GROUPS: usize = 16;
 
 /// Keys of an entity as a whole.
 const ENTITY_KEYS: [&str; 7] = [
@@ -415,11 +413,11 @@ fn read_group_names(
     else {
         return Vec::new();
     };
-    if let Some(extra) = items.get(MAX_GROUPS) {
+    if let Some(extra) = items.get(MOST_GROUPS_PER_INTERFACE) {
         report
             .error(
                 extra.span,
-                format!("{what} has more than {MAX_GROUPS} groups on one interface"),
+                format!("{what} has more than {MOST_GROUPS_PER_INTERFACE} groups on one interface"),
             )
             .help("AWS admits at most 16; merge some of the groups");
     } else if let Some(extra) = items.get(GROUPS_PER_INTERFACE) {

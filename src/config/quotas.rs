@@ -21,9 +21,10 @@ const GROUPS: usize = 2500;
 /// counts for both. One that references a prefix list counts as many as the
 /// list may hold.
 const RULES_PER_GROUP: usize = 60;
-/// Security groups on one interface. Can be raised to 16, which is refused
-/// elsewhere as no quota admits it.
-pub(super) const GROUPS_PER_INTERFACE: usize = 5;
+/// Security groups on one interface.
+pub const GROUPS_PER_INTERFACE: usize = 5;
+/// What AWS raises that to at most. More are refused elsewhere, as no quota admits them.
+pub const MOST_GROUPS_PER_INTERFACE: usize = 16;
 /// Rules per group times groups per interface: AWS raises neither quota past
 /// this.
 const RULES_TIMES_GROUPS: usize = 1000;

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{Mark, RcvBuf, RcvBufForce, SndBuf, SndBufForce};
+use nix::sys::socket::sockopt::{Mark, Priority, RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket};
 
 use super::device::{Arrival, Device};
@@ -17,6 +17,27 @@ mod sys;
 /// packets. Only what waits takes memory.
 const RECEIVE_BUFFER: usize = 8 << 20;
 const SEND_BUFFER: usize = 4 << 20;
+
+/// What a device's hooks ask of the frames that leave by it, and nobody else knows: the
+/// mark and the priority that the kernel keeps beside each, 64 bits together. Of one alone all
+/// values can be tried in an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Secret {
+    /// `SO_MARK`.
+    pub mark: u32,
+    /// `SO_PRIORITY`.
+    pub priority: u32,
+}
+
+impl From<u64> for Secret {
+    fn from(bits: u64) -> Self {
+        let [m0, m1, m2, m3, priority @ ..] = bits.to_be_bytes();
+        Self {
+            mark: u32::from_be_bytes([m0, m1, m2, m3]),
+            priority: u32::from_be_bytes(priority),
+        }
+    }
+}
 
 /// A packet socket that reads and writes all frames of one Ethernet device, open and
 /// non-blocking. Frames that the device sends are not read, nor those for other stations,
@@ -32,7 +53,7 @@ pub struct PacketSocket(Device);
 
 impl PacketSocket {
     /// Opens one for the device with that index in the network namespace of the calling
-    /// thread. Frames that it sends carry `mark`. From then on any thread may use it, which
+    /// thread. Frames that it sends carry the `secret`. From then on any thread may use it, which
     /// has to have no privilege for it. No frame is read that came before.
     ///
     /// With [`Offload::Off`] packets have to be sent one by one, with their checksums.
@@ -40,8 +61,8 @@ impl PacketSocket {
     ///
     /// # Errors
     /// The kernel's refusal, with the operation: without the capability `NET_RAW` there is no
-    /// such socket, and a mark takes `NET_ADMIN` or, since Linux 5.17, `NET_RAW`.
-    pub fn open(index: u32, mark: u32, offload: Offload) -> io::Result<Self> {
+    /// such socket, and mark and priority take `NET_ADMIN` or, since Linux 5.17, `NET_RAW`.
+    pub fn open(index: u32, secret: Secret, offload: Offload) -> io::Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         // Of no protocol, it hears nothing before it is bound.
         let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)
@@ -51,7 +72,9 @@ impl PacketSocket {
         sys::turn_on(&fd, sys::Switch::IgnoreOutgoing)
             .map_err(|error| failed("leave out frames that are sent (Linux 4.20)", error))?;
         sys::take_untagged_for_us(&fd).map_err(|error| failed("attach a filter", error))?;
-        setsockopt(&fd, Mark, &mark).map_err(|error| failed("mark frames", error.into()))?;
+        setsockopt(&fd, Mark, &secret.mark)
+            .and_then(|()| setsockopt(&fd, Priority, &secret.priority.cast_signed()))
+            .map_err(|error| failed("mark frames", error.into()))?;
         // Without `NET_ADMIN` over the machine, as much as anybody may have.
         setsockopt(&fd, RcvBufForce, &RECEIVE_BUFFER)
             .or_else(|_| setsockopt(&fd, RcvBuf, &RECEIVE_BUFFER))

@@ -47,6 +47,9 @@ pub enum ConfineError {
     /// The process could not renounce gaining privileges by starting programs.
     #[error("set no_new_privs: {0}")]
     NoNewPrivileges(#[source] io::Error),
+    /// The process could not be shut from others.
+    #[error("shut the process's memory from others: {0}")]
+    Open(#[source] io::Error),
     /// The filter could not be put together or installed.
     #[error("install the seccomp filter: {0}")]
     Seccomp(#[from] seccompiler::Error),
@@ -143,6 +146,16 @@ pub fn drop_capabilities(keep: &[Capability]) -> Result<(), ConfineError> {
         caps::set(None, set, &kept).map_err(failed(set))?;
     }
     Ok(())
+}
+
+/// Shuts memory and descriptors of the process from others that run as the same user without
+/// `SYS_PTRACE`, as a workload may in a pod that shares its processes: a TAP device's
+/// descriptor, or the secret of the hooks, would be a way round.
+///
+/// # Errors
+/// The system's refusal.
+pub fn shut_out_others() -> Result<(), ConfineError> {
+    nix::sys::prctl::set_dumpable(false).map_err(|errno| ConfineError::Open(errno.into()))
 }
 
 impl fmt::Display for MissingPrivileges {

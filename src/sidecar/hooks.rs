@@ -2,7 +2,7 @@
 //!
 //! `netdev sgwall`, frames of every protocol:
 //! - for each closed device a chain at its ingress, which drops all, and one at its egress, which
-//!   drops all but, where it is taken, frames with the secret mark;
+//!   drops all but, where it is taken, frames that bear the secret;
 //! - where the kernel knows hooks for all devices (6.18), the same for those that will appear
 //!   later, with exceptions for `lo`, the TAP devices and those left open;
 //! - for each taken device a chain without a hook, whose rules keep what it takes to give it back.
@@ -26,6 +26,7 @@ use super::kernel::{Kernel, LOOPBACK};
 use super::netlink::Message;
 use super::nft::{self, CHUNK, Chain, Devices, Family, Hook, Match, Rule};
 use super::saved::Saved;
+use crate::link::Secret;
 
 /// Before connection tracking and whatever others hook in there.
 const FIRST: i32 = -1000;
@@ -48,7 +49,7 @@ pub(super) struct Tables<'a> {
     /// Indices of devices that packets may use: TAP devices, and those left open.
     pub open: Vec<u32>,
     /// What frames must bear to leave by a taken device; none: nothing leaves.
-    pub mark: Option<u32>,
+    pub secret: Option<Secret>,
 }
 
 /// What a list of requests does, in words, beside each request.
@@ -83,12 +84,12 @@ impl Tables<'_> {
                 requests.push((operation.to_owned(), message));
             }
         }
-        let taken = self.taken.iter().map(|(saved, name)| {
-            let mark = self.mark.map(Match::Mark);
-            (saved.link.index, name, mark)
-        });
+        let taken = self
+            .taken
+            .iter()
+            .map(|(saved, name)| (saved.link.index, name, self.secret));
         let closed = self.closed.iter().map(|(index, name)| (*index, name, None));
-        for (index, name, mark) in taken.chain(closed) {
+        for (index, name, secret) in taken.chain(closed) {
             requests.push((
                 format!("close {name} to what arrives"),
                 base(
@@ -101,9 +102,9 @@ impl Tables<'_> {
                 egress_operation(name),
                 base(Hook::Egress, &of(index, Hook::Egress), Devices::Named(name)),
             ));
-            if let Some(mark) = mark {
+            if let Some(secret) = secret {
                 let chain = of(index, Hook::Egress);
-                let rule = nft::accept(Family::Netdev, &chain, &[mark]);
+                let rule = nft::accept(Family::Netdev, &chain, &bears(secret));
                 requests.push((format!("let marked frames leave by {name}"), rule));
             }
         }
@@ -143,11 +144,12 @@ impl Tables<'_> {
                     nft::accept(Family::Netdev, &chain, &[this]),
                 ));
             }
-            let Some(mark) = self.mark.filter(|_| hook == Hook::Egress) else {
+            let Some(secret) = self.secret.filter(|_| hook == Hook::Egress) else {
                 continue;
             };
             for (saved, name) in &self.taken {
-                let these = [Match::Out(saved.link.index), Match::Mark(mark)];
+                let [mark, priority] = bears(secret);
+                let these = [Match::Out(saved.link.index), mark, priority];
                 requests.push((
                     format!("let marked frames leave by {name}"),
                     nft::accept(Family::Netdev, &chain, &these),
@@ -219,7 +221,7 @@ pub(super) fn verify(
     kernel: &mut Kernel<'_>,
     raw: (u32, &str),
     tap: u32,
-    mark: u32,
+    secret: Secret,
 ) -> Result<(), SidecarError> {
     let (index, name) = raw;
     let wrong = |problem: String| SidecarError::NotClosed {
@@ -254,7 +256,7 @@ pub(super) fn verify(
         return Err(wrong("a rule lets frames in".to_owned()));
     }
     let leaving: Vec<_> = at(Hook::Egress).collect();
-    if leaving.len() != 1 || !leaving[0].accepts(&[Match::Mark(mark)]) {
+    if leaving.len() != 1 || !leaving[0].accepts(&bears(secret)) {
         return Err(wrong(
             "other frames than the marked ones may leave".to_owned(),
         ));
@@ -359,6 +361,11 @@ const LEAVES: &str = "to what leaves";
 
 fn egress_operation(name: &str) -> String {
     format!("close {name} {LEAVES}")
+}
+
+/// What tells our frames from all others.
+fn bears(secret: Secret) -> [Match; 2] {
+    [Match::Mark(secret.mark), Match::Priority(secret.priority)]
 }
 
 fn base(hook: Hook, chain: &str, devices: Devices<'_>) -> Message {

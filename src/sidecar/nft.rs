@@ -90,6 +90,8 @@ pub(super) enum Devices<'a> {
 pub(super) enum Match {
     /// Its mark.
     Mark(u32),
+    /// Its priority.
+    Priority(u32),
     /// The index of the interface that it came in by.
     In(u32),
     /// The index of the interface that it leaves by.
@@ -205,6 +207,7 @@ pub(super) fn expressions(matches: &[Match]) -> Attribute {
     for this in matches {
         // `nft_meta_keys`.
         let (key, value) = match *this {
+            Match::Priority(value) => (2, value),
             Match::Mark(value) => (3, value),
             Match::In(value) => (4, value),
             Match::Out(value) => (5, value),

@@ -11,6 +11,7 @@ use super::netlink::Attribute;
 use super::restore::{self, Target, set_gen_mode};
 use super::saved::Saved;
 use super::{SidecarError, rt};
+use crate::link::Secret;
 
 /// Packets that a TAP device queues towards the appliance, as a lab's TUN devices do:
 /// the kernel's own 500 are gone in one burst of a TCP window.
@@ -60,8 +61,8 @@ pub struct TakenInterface<T> {
     pub addresses: Vec<IpNet>,
 }
 
-/// Takes the interfaces of the calling thread's network namespace. `mark` is the secret that
-/// frames must bear to leave by a raw device (`SO_MARK`); `open_tap` opens a TAP device of the
+/// Takes the interfaces of the calling thread's network namespace. `secret` is what
+/// frames must bear to leave by a raw device; `open_tap` opens a TAP device of the
 /// name that it is given, which must vanish when it is closed. It may be called in whatever state an
 /// earlier, killed run left the namespace. Until the data path runs, nothing passes: frames
 /// from the workload wait at the TAP devices, frames from outside end at the raw ones, where
@@ -75,10 +76,10 @@ pub struct TakenInterface<T> {
 /// stays closed, and the call may be repeated.
 pub fn take<T>(
     wanted: &Wanted,
-    mark: u32,
+    secret: Secret,
     open_tap: impl FnMut(&str) -> io::Result<T>,
 ) -> Result<Taken<T>, SidecarError> {
-    take_watched(wanted, mark, open_tap, &mut || {})
+    take_watched(wanted, secret, open_tap, &mut || {})
 }
 
 /// Gives all taken interfaces back and opens the namespace, by what is written down in it. The
@@ -115,12 +116,12 @@ pub fn close() -> Result<(), SidecarError> {
 ///
 /// # Errors
 /// What is not as it should be.
-pub fn verify<T>(taken: &Taken<T>, mark: u32) -> Result<(), SidecarError> {
+pub fn verify<T>(taken: &Taken<T>, secret: Secret) -> Result<(), SidecarError> {
     let mut watch = || {};
     let mut kernel = Kernel::open(&mut watch)?;
     for this in &taken.interfaces {
         let raw = (this.raw_index, this.raw_name.as_str());
-        hooks::verify(&mut kernel, raw, this.index, mark)?;
+        hooks::verify(&mut kernel, raw, this.index, secret)?;
     }
     Ok(())
 }
@@ -132,7 +133,7 @@ pub fn verify<T>(taken: &Taken<T>, mark: u32) -> Result<(), SidecarError> {
 /// As [`take`].
 pub fn take_watched<T>(
     wanted: &Wanted,
-    mark: u32,
+    secret: Secret,
     mut open_tap: impl FnMut(&str) -> io::Result<T>,
     watch: &mut dyn FnMut(),
 ) -> Result<Taken<T>, SidecarError> {
@@ -184,7 +185,7 @@ pub fn take_watched<T>(
     }
     // Before they come up, so that what the kernel announces then isn't lost.
     tables.open.extend(taps.iter().map(|(_, tap)| tap.index));
-    tables.mark = Some(mark);
+    tables.secret = Some(secret);
     tables.put(&mut kernel)?;
     let targets: Vec<Target<'_>> = taps.iter().map(|(_, target)| *target).collect();
     bring_up(&mut kernel, &targets)?;

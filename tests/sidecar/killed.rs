@@ -7,7 +7,7 @@ use sgwall::sidecar::{Wanted, give_back, give_back_watched, take_watched, verify
 
 use super::netlink::{self, look};
 use super::support::{
-    Ear, Echo, GATEWAY, MARK, Network, address, address6, arp_request, ip, mac, open_tap,
+    Ear, Echo, GATEWAY, Network, SECRET, address, address6, arp_request, ip, mac, open_tap,
     send_frame, stop, take_all, take_until,
 };
 use super::take::{manifold, settings};
@@ -50,7 +50,7 @@ pub fn nothing_passes_at_any_moment_of_being_taken() {
         assert_eq!(heard, None, "after change {changes}");
     };
     let taken =
-        space.run(|| take_watched(&Wanted::default(), MARK, open_tap, &mut try_all).unwrap());
+        space.run(|| take_watched(&Wanted::default(), SECRET, open_tap, &mut try_all).unwrap());
     assert!(changes > 10, "{changes}");
     drop(taken);
 }
@@ -67,7 +67,7 @@ pub fn an_interface_is_taken_again_whenever_the_run_before_was_killed() {
             let taken = take_all().unwrap();
             assert_eq!(look(&names), before);
             assert_eq!(settings(), set);
-            verify(&taken, MARK).unwrap();
+            verify(&taken, SECRET).unwrap();
             drop(taken);
             give_back().unwrap();
             assert_eq!(look(&names), before);
@@ -116,7 +116,7 @@ pub fn giving_back_may_be_killed_too() {
             if changes % 2 == 0 {
                 let taken = take_all().unwrap();
                 assert_eq!(look(&names), before);
-                verify(&taken, MARK).unwrap();
+                verify(&taken, SECRET).unwrap();
             }
             give_back().unwrap();
             assert_eq!(look(&names), before);
@@ -146,7 +146,7 @@ pub fn a_device_that_is_gone_is_forgotten() {
     let taken = space.run(|| take_all().unwrap());
     assert_eq!(taken.interfaces.len(), 2);
     space.run(|| {
-        verify(&taken, MARK).unwrap();
+        verify(&taken, SECRET).unwrap();
         drop(taken);
         let mut back = give_back().unwrap();
         back.sort();

@@ -194,9 +194,37 @@ pub fn index(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
+/// Waits until the kernel is done with the namespace's IPv6 addresses: it makes their local
+/// routes a moment after it has taken them.
+fn settle() {
+    let read = |file: &str| {
+        std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default()
+    };
+    let is_done = || {
+        let routes = read("ipv6_route");
+        read("if_inet6").lines().all(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [address, _, _, _, flags, device] = words[..] else {
+                return true;
+            };
+            let is_tentative = u32::from_str_radix(flags, 16).is_ok_and(|bits| bits & 0x40 != 0);
+            let own = format!("{address} 80 ");
+            let has_route = |route: &str| route.starts_with(&own) && route.ends_with(device);
+            device == "lo" || (!is_tentative && routes.lines().any(has_route))
+        })
+    };
+    for _ in 0..200 {
+        if is_done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 /// All that a workload could see of an interface called `name`: in the kernel's order, and
 /// without what differs from device to device.
 pub fn look(names: &[&str]) -> Vec<String> {
+    settle();
     let mut seen = Vec::new();
     let own = |wanted: u32| names.iter().position(|&name| index(name) == wanted);
     let named = |wanted: u32| own(wanted).map_or_else(|| format!("#{wanted}"), |i| names[i].into());

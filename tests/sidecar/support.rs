@@ -17,13 +17,17 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendmsg, setsockopt,
     socket, sockopt,
 };
+pub use sgwall::link::Secret;
 use sgwall::sidecar::{SidecarError, Taken, Wanted, take, take_watched};
 use tun::{Configuration, Device, Layer};
 
 use super::netlink::{self, Way};
 
 /// The secret of the tests.
-pub const MARK: u32 = 0x5e_c2e7;
+pub const SECRET: Secret = Secret {
+    mark: 0x5e_c2e7,
+    priority: 0x7e_115e,
+};
 /// The gateway of a network's containers.
 pub const GATEWAY: &str = "172.28.0.1";
 pub const GATEWAY6: &str = "fd28::1";
@@ -253,10 +257,11 @@ pub fn packet_socket() -> OwnedFd {
 }
 
 /// Sends a frame by a device of the calling thread's namespace.
-pub fn send_frame(device: &str, frame: &[u8], mark: Option<u32>) -> nix::Result<usize> {
+pub fn send_frame(device: &str, frame: &[u8], secret: Option<Secret>) -> nix::Result<usize> {
     let socket = packet_socket();
-    if let Some(mark) = mark {
-        setsockopt(&socket, sockopt::Mark, &mark).unwrap();
+    if let Some(secret) = secret {
+        setsockopt(&socket, sockopt::Mark, &secret.mark).unwrap();
+        setsockopt(&socket, sockopt::Priority, &secret.priority.cast_signed()).unwrap();
     }
     let parts = [IoSlice::new(frame)];
     let to = Some(link_address(device));
@@ -316,14 +321,17 @@ pub fn open_tap(name: &str) -> io::Result<Tap> {
 
 /// Takes everything in the calling thread's namespace.
 pub fn take_all() -> Result<Taken<Tap>, SidecarError> {
-    take(&Wanted::default(), MARK, open_tap)
+    take(&Wanted::default(), SECRET, open_tap)
 }
 
 /// The same, ended after so many changes, as by `kill -9`: whether it came so far.
 pub fn take_until(space: &Space, changes: usize) -> bool {
     let mut left = changes;
     let ended = space.try_run(|| {
-        take_watched(&Wanted::default(), MARK, open_tap, &mut || stop(&mut left)).unwrap()
+        take_watched(&Wanted::default(), SECRET, open_tap, &mut || {
+            stop(&mut left)
+        })
+        .unwrap()
     });
     ended.is_err()
 }

@@ -9,8 +9,8 @@ use sgwall::sidecar::{SidecarError, Wanted, close, give_back, take, verify};
 
 use super::netlink::{self, Way, look};
 use super::support::{
-    Ear, Echo, GATEWAY, MARK, MOMENT, Network, PATIENCE, Space, address, address6, arp_request,
-    asks, ip, mac, open_tap, send_frame, take_all,
+    Ear, Echo, GATEWAY, MOMENT, Network, PATIENCE, SECRET, Secret, Space, address, address6,
+    arp_request, asks, ip, mac, open_tap, send_frame, take_all,
 };
 
 /// A container with everything that an interface can have.
@@ -110,7 +110,7 @@ pub fn a_taken_interface_is_as_it_was() {
         let taken = take_all().unwrap();
         assert_eq!(look(&names), before);
         assert_eq!(settings(), set);
-        verify(&taken, MARK).unwrap();
+        verify(&taken, SECRET).unwrap();
 
         let [eth0, eth1] = &taken.interfaces[..] else {
             panic!("{taken:?}");
@@ -132,7 +132,7 @@ pub fn a_taken_interface_is_as_it_was() {
 
         // Another secret than the one in force is noticed, and so is an opened chain.
         assert!(matches!(
-            verify(&taken, MARK + 1),
+            verify(&taken, other()),
             Err(SidecarError::NotClosed { .. })
         ));
     });
@@ -187,30 +187,48 @@ pub fn nothing_is_answered_while_an_interface_is_only_taken() {
     assert!(network.is_cut_off_from(address(10)) && network.is_cut_off_from(address6(10)));
 }
 
-pub fn only_marked_frames_leave() {
+pub fn only_frames_that_bear_the_secret_leave() {
     let network = Network::new();
     let space = network.container(10);
     let own = space.run(|| mac("eth0"));
     let ear = Ear::new(&network.space);
     let frame = arp_request(own, address(10), ip(GATEWAY));
-    let send = |mark| space.run(|| send_frame("sgw-eth0", &frame, mark));
+    let send = |secret| space.run(|| send_frame("sgw-eth0", &frame, secret));
     let taken = space.run(|| take_all().unwrap());
     ear.clear();
-    for mark in [None, Some(0), Some(1), Some(MARK + 1), Some(u32::MAX)] {
-        let _ = send(mark);
-        assert_eq!(ear.hears_from(own, MOMENT), None, "mark {mark:?}");
+    let half = |mark, priority| Some(Secret { mark, priority });
+    for secret in [
+        None,
+        half(0, 0),
+        half(SECRET.mark, 0),
+        half(0, SECRET.priority),
+        half(SECRET.mark + 1, SECRET.priority),
+        half(SECRET.mark, SECRET.priority + 1),
+        half(SECRET.priority, SECRET.mark),
+        half(u32::MAX, u32::MAX),
+    ] {
+        let _ = send(secret);
+        assert_eq!(ear.hears_from(own, MOMENT), None, "{secret:?}");
     }
-    send(Some(MARK)).unwrap();
+    send(Some(SECRET)).unwrap();
     assert!(ear.hears_from(own, MOMENT).is_some());
     // A new run has a new secret, and the old one is worth nothing.
     drop(taken);
     let wanted = Wanted::default();
-    let _taken = space.run(|| take(&wanted, MARK ^ 0xff, open_tap).unwrap());
+    let _taken = space.run(|| take(&wanted, other(), open_tap).unwrap());
     ear.clear();
-    let _ = send(Some(MARK));
+    let _ = send(Some(SECRET));
     assert_eq!(ear.hears_from(own, MOMENT), None);
-    send(Some(MARK ^ 0xff)).unwrap();
+    send(Some(other())).unwrap();
     assert!(ear.hears_from(own, MOMENT).is_some());
+}
+
+/// A secret that is another in half of it.
+fn other() -> Secret {
+    Secret {
+        priority: SECRET.priority ^ 1,
+        ..SECRET
+    }
 }
 
 pub fn a_socket_bound_to_the_raw_device_leaks_nothing() {
@@ -311,8 +329,8 @@ pub fn an_interface_that_appears_later_passes_nothing() {
             send_frame("br0", &frame, None).unwrap();
         });
         let frame = arp_request(own, address(12), ip(GATEWAY));
-        for mark in [None, Some(MARK)] {
-            let _ = space.run(|| send_frame("eth1", &frame, mark));
+        for secret in [None, Some(SECRET)] {
+            let _ = space.run(|| send_frame("eth1", &frame, secret));
         }
         assert_eq!(ear.hears_from(own, 2 * MOMENT), None);
     } else {
@@ -324,7 +342,7 @@ pub fn an_interface_that_appears_later_passes_nothing() {
         let taken = take_all().unwrap();
         let names: Vec<_> = taken.interfaces.iter().map(|this| &*this.name).collect();
         assert_eq!(names, ["eth0", "eth1"]);
-        verify(&taken, MARK).unwrap();
+        verify(&taken, SECRET).unwrap();
     });
 }
 
@@ -340,7 +358,7 @@ pub fn interfaces_that_are_not_named_stay_open() {
     let only = |name: &str| Wanted {
         only: vec![name.to_owned()],
     };
-    let taken = space.run(|| take(&only("eth0"), MARK, open_tap).unwrap());
+    let taken = space.run(|| take(&only("eth0"), SECRET, open_tap).unwrap());
     assert_eq!(taken.left_open, ["eth1"]);
     assert_eq!(taken.interfaces.len(), 1);
     assert!(network.is_cut_off_from(address(10)));
@@ -354,7 +372,7 @@ pub fn what_cannot_be_taken_is_said() {
         let wanted = Wanted {
             only: vec!["eth7".into()],
         };
-        let error = take(&wanted, MARK, open_tap).unwrap_err().to_string();
+        let error = take(&wanted, SECRET, open_tap).unwrap_err().to_string();
         assert_eq!(error, "no interface 'eth7' here; there is eth0");
 
         // A device without Ethernet that is up, but not one that is down.
@@ -373,7 +391,7 @@ pub fn what_cannot_be_taken_is_said() {
         let wanted = Wanted {
             only: vec!["eth0".into()],
         };
-        let taken = take(&wanted, MARK, open_tap).unwrap();
+        let taken = take(&wanted, SECRET, open_tap).unwrap();
         assert_eq!(taken.left_open, ["vpn0"]);
         drop((taken, tunnel));
 
@@ -387,11 +405,11 @@ pub fn what_cannot_be_taken_is_said() {
             give_back(),
             Err(SidecarError::AlreadyTaken { .. })
         ));
-        verify(&taken, MARK).unwrap();
+        verify(&taken, SECRET).unwrap();
         drop(taken);
 
         let refuse = |_: &str| -> std::io::Result<()> { Err(std::io::Error::from_raw_os_error(2)) };
-        let error = take(&Wanted::default(), MARK, refuse)
+        let error = take(&Wanted::default(), SECRET, refuse)
             .unwrap_err()
             .to_string();
         assert!(error.contains("--device /dev/net/tun"), "{error}");
@@ -418,7 +436,7 @@ pub fn a_closed_namespace_passes_nothing_until_it_is_taken_and_given_back() {
     let taken = space.run(|| take_all().unwrap());
     space.run(|| {
         close().unwrap();
-        verify(&taken, MARK).unwrap();
+        verify(&taken, SECRET).unwrap();
     });
     drop(taken);
     space.run(|| give_back().unwrap());

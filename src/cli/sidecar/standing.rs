@@ -19,7 +19,9 @@ use crate::cli::{CliError, signals};
 use crate::engine::{Appliance, Options, prover_addresses};
 use crate::lab::Session;
 use crate::lab::control::{Server, Serving};
-use crate::link::{self, EtherIdentity, InnerLink, Link, Offload, OuterLink, PacketSocket, Tap};
+use crate::link::{
+    self, EtherIdentity, InnerLink, Link, Offload, OuterLink, PacketSocket, Secret, Tap,
+};
 use crate::model::{InterfaceIx, Model};
 use crate::sidecar::confine::{self, Reach};
 use crate::sidecar::keeper::{Detour, Keeper};
@@ -83,18 +85,19 @@ impl Closed {
     pub(super) fn take(wanted: &Wanted<'_>) -> Result<Self, CliError> {
         let began = Instant::now();
         confine::check().map_err(system)?;
+        confine::shut_out_others().map_err(system)?;
         let session = Session::start(wanted.name)?;
-        let mark = secret();
+        let secret = secret();
         let asked = sidecar::Wanted {
             only: wanted.interfaces.to_vec(),
         };
-        let taken =
-            sidecar::take(&asked, mark, |name| Tap::open(name, wanted.offload)).map_err(system)?;
+        let taken = sidecar::take(&asked, secret, |name| Tap::open(name, wanted.offload))
+            .map_err(system)?;
         let mut links = Vec::new();
         let mut guarded = Vec::new();
         let mut interfaces = Vec::new();
         for this in taken.interfaces {
-            let socket = PacketSocket::open(this.raw_index, mark, wanted.offload)
+            let socket = PacketSocket::open(this.raw_index, secret, wanted.offload)
                 .map_err(|error| CliError::System(format!("{}: {error}", this.raw_name)))?;
             let addresses: Vec<IpAddr> = this.addresses.iter().map(|net| net.addr()).collect();
             let identity = EtherIdentity {
@@ -123,7 +126,7 @@ impl Closed {
             left_open: taken.left_open,
             closes_frames_of_later_interfaces: taken.closes_frames_of_later_interfaces,
         };
-        sidecar::verify(&taken, mark).map_err(system)?;
+        sidecar::verify(&taken, secret).map_err(system)?;
         Ok(Self {
             session,
             links,
@@ -250,19 +253,11 @@ fn system(error: impl std::error::Error) -> CliError {
     CliError::System(chain(&error))
 }
 
-/// A mark that nobody guesses: of 32 bits, not zero.
-fn secret() -> u32 {
+/// What nobody guesses.
+fn secret() -> Secret {
     use std::hash::{BuildHasher, RandomState};
-    loop {
-        // Seeded by the system's random numbers, anew for each.
-        let [_, _, _, _, rest @ ..] = RandomState::new()
-            .hash_one(std::process::id())
-            .to_be_bytes();
-        let mark = u32::from_be_bytes(rest);
-        if mark != 0 {
-            return mark;
-        }
-    }
+    // Seeded by the system's random numbers.
+    Secret::from(RandomState::new().hash_one(std::process::id()))
 }
 
 /// A socket of the workload's, as it were: bound to an address of the interface.
