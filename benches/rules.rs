@@ -3,9 +3,14 @@
 //! `cargo bench --bench rules`.
 #![allow(missing_docs, reason = "criterion's macros make items without")]
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use sgwall::engine::{Appliance, Options};
+use sgwall::link::{Link, MemoryLink};
+use sgwall::model::Model;
 use sgwall::policy::Policy;
 
 use self::fleet::Fleet;
@@ -47,7 +52,8 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1500))
         .sample_size(10);
-    targets = memory, compile, recompile, compile_fleet, recompile_fleet
+    targets = memory, compile, recompile, compile_fleet, recompile_fleet,
+        read_fleet, enforce_fleet
 }
 criterion_main!(benches);
 
@@ -125,6 +131,21 @@ fn recompile_fleet(criterion: &mut Criterion) {
     for (name, fleet) in FLEETS {
         let model = fleet::model(fleet);
         let previous = Policy::compile(&model, None);
+        // As a program changes what is declared, which stays: in a clone of it.
+        group.bench_function(BenchmarkId::new("one rule", name), |bencher| {
+            bencher.iter_batched(
+                || (),
+                |()| {
+                    let changed = fleet::with_one_rule_changed(&model);
+                    let policy = Policy::compile(&changed, Some(&previous));
+                    (changed, policy)
+                },
+                BatchSize::PerIteration,
+            );
+        });
+        // As who saves a file: read anew, the model shares nothing with the one before.
+        let read = |model: &Model| fleet::read(&fleet::files(model));
+        let previous = Policy::compile(&read(&model), None);
         for (change, changed) in [
             ("nothing", model.clone()),
             ("one rule", fleet::with_one_rule_changed(&model)),
@@ -133,6 +154,8 @@ fn recompile_fleet(criterion: &mut Criterion) {
                 fleet::with_one_rule_added(&model),
             ),
         ] {
+            let changed = read(&changed);
+            let change = format!("{change}, all read anew");
             group.bench_function(BenchmarkId::new(change, name), |bencher| {
                 bencher.iter_batched(
                     || (),
@@ -142,4 +165,53 @@ fn recompile_fleet(criterion: &mut Criterion) {
             });
         }
     }
+}
+
+/// Reading and checking the files of the largest fleet.
+fn read_fleet(criterion: &mut Criterion) {
+    let (name, fleet) = FLEETS[2];
+    let files = fleet::files(&fleet::model(fleet));
+    let mut group = criterion.benchmark_group("read fleet");
+    group.bench_function(name, |bencher| {
+        bencher.iter_with_large_drop(|| fleet::read(&files));
+    });
+}
+
+/// The whole way of one rule that changed, until every worker judges by it.
+fn enforce_fleet(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("enforce fleet");
+    for (name, fleet) in FLEETS {
+        let model = fleet::model(fleet);
+        let clones = [fleet::with_one_rule_changed(&model), model];
+        // Kept: the model that was declared before is freed when all is in force.
+        let read_anew = clones.each_ref().map(|it| fleet::read(&fleet::files(it)));
+        for (change, models) in [("one rule", clones), ("one rule, all read anew", read_anew)] {
+            let appliance = appliance(&models[1]);
+            let mut turn = models.iter().cycle();
+            group.bench_function(BenchmarkId::new(change, name), |bencher| {
+                bencher.iter_batched(
+                    || (),
+                    |()| {
+                        let declared = turn.next().cloned().unwrap_or_default();
+                        appliance.replace(declared).expect("the same topology")
+                    },
+                    BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+}
+
+/// An appliance between links that are silent.
+fn appliance(model: &Model) -> Appliance {
+    let silent = |_| Arc::new(MemoryLink::new(1)) as Arc<dyn Link>;
+    let links = model.interfaces.iter().map(silent).collect();
+    let options = Options {
+        workers: 2,
+        max_flows: 1_000,
+        ..Options::default()
+    };
+    // Nobody is there to prove anything to.
+    let no_socket = |_, _| Err(io::ErrorKind::Unsupported.into());
+    Appliance::start(model.clone(), links, options, no_socket).expect("threads")
 }

@@ -78,12 +78,13 @@ fn same_interfaces(
     old: &[&Interface],
     new: &[&Interface],
 ) -> bool {
-    let subnet = |model: &Model, interface: &Interface| match &interface.attachment {
-        Attachment::Subnet { subnet, .. } => {
-            let subnet = &model.subnets[subnet.ix()];
-            Ok((subnet.id.clone(), subnet.cidrs.clone()))
+    let same_place = |old: &Interface, new: &Interface| match (&old.attachment, &new.attachment) {
+        (Attachment::Subnet { subnet: old, .. }, Attachment::Subnet { subnet: new, .. }) => {
+            let (old, new) = (&old_model.subnets[old.ix()], &new_model.subnets[new.ix()]);
+            old.id == new.id && old.cidrs == new.cidrs
         }
-        Attachment::External(via) => Err(*via),
+        (Attachment::External(old), Attachment::External(new)) => old == new,
+        _ => false,
     };
     old.len() == new.len()
         && old.iter().zip(new).all(|(old, new)| {
@@ -92,6 +93,6 @@ fn same_interfaces(
                 && old.mtu == new.mtu
                 && old.source_dest_check == new.source_dest_check
                 && old.tracking == new.tracking
-                && subnet(old_model, old) == subnet(new_model, new)
+                && same_place(old, new)
         })
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::model::{PortRange, Traffic, protocol};
+use crate::model::{Direction, PortRange, SecurityGroup, Traffic, protocol};
 
 use super::matcher::{Arena, Matcher, NO_RULE, Query, RuleNumber, index};
 use super::rule::CompiledRule;
@@ -53,6 +53,7 @@ pub(super) type Source = (Traffic, PeerSet);
 /// Finds the rule that lets traffic to or from a peer pass. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RuleTable {
+    direction: Direction,
     /// In the order in which the interface carries the groups.
     groups: Arc<[GroupTable]>,
 }
@@ -62,13 +63,13 @@ pub struct RuleTable {
 #[derive(Debug, Clone)]
 pub(super) struct GroupTable {
     pub(super) index: Arc<TableIndex>,
-    /// By number, as declared.
-    pub(super) rules: Arc<[CompiledRule]>,
+    /// What verdicts say of the rules that the index numbers.
+    pub(super) declared: Arc<SecurityGroup>,
 }
 
 impl RuleTable {
-    pub(super) fn new(groups: Arc<[GroupTable]>) -> Self {
-        Self { groups }
+    pub(super) fn new(direction: Direction, groups: Arc<[GroupTable]>) -> Self {
+        Self { direction, groups }
     }
 
     /// The first rule, in the order declared, that covers `query` and whose
@@ -78,17 +79,22 @@ impl RuleTable {
         peer: IpAddr,
         peer_groups: &[GroupKey],
         query: Query,
-    ) -> Option<&CompiledRule> {
+    ) -> Option<CompiledRule<'_>> {
         let bits = GroupBits::of(peer_groups);
         self.groups.iter().find_map(|group| {
             let number = group.index.find(peer, peer_groups, bits, query);
-            group.rules.get(number as usize)
+            if number == NO_RULE {
+                return None;
+            }
+            CompiledRule::of(&group.declared, self.direction, number as usize)
         })
     }
 
     /// Every rule, in the order declared.
-    pub fn rules(&self) -> impl Iterator<Item = &CompiledRule> {
-        self.groups.iter().flat_map(|group| group.rules.iter())
+    pub fn rules(&self) -> impl Iterator<Item = CompiledRule<'_>> {
+        let all_of = |group| CompiledRule::all_of(group, self.direction);
+        let groups = self.groups.iter();
+        groups.flat_map(move |group| all_of(&group.declared))
     }
 
     /// Which of its two conditions the `number`-th rule alone would meet. Asked

@@ -2,6 +2,7 @@
 //! rebuilds only what it touches.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::*;
 use crate::model::{
@@ -58,7 +59,7 @@ fn model(groups: Vec<SecurityGroup>, members: &[&[usize]]) -> Model {
             route_table: Default::default(),
             place: place(),
         }],
-        security_groups: groups,
+        security_groups: groups.into_iter().map(Arc::new).collect(),
         entities: (0..members.len())
             .map(|i| Entity {
                 name: format!("e{i}"),

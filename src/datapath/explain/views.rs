@@ -189,11 +189,11 @@ impl fmt::Display for RuleView {
     }
 }
 
-impl From<&CompiledRule> for RuleView {
-    fn from(rule: &CompiledRule) -> Self {
+impl From<CompiledRule<'_>> for RuleView {
+    fn from(rule: CompiledRule<'_>) -> Self {
         let place = rule.place();
         Self {
-            id: rule.id.to_string(),
+            id: rule.id().to_string(),
             group: rule.group_name().to_owned(),
             group_id: rule.group_id().to_owned(),
             direction: rule.direction(),

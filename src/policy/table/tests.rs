@@ -121,23 +121,20 @@ fn table(groups: &[Vec<Source>]) -> RuleTable {
     };
     let mut group = |sources: &Vec<Source>| GroupTable {
         index: Arc::new(TableIndex::new(sources.clone().into())),
-        rules: CompiledRule::all_of(
-            &SecurityGroup {
-                id: String::new(),
-                name: String::new(),
-                description: String::new(),
-                ingress: sources
-                    .iter()
-                    .zip(&mut ids)
-                    .map(|(it, id)| rule(it, id))
-                    .collect(),
-                egress: Vec::new(),
-                place: place.clone(),
-            },
-            Direction::Ingress,
-        ),
+        declared: Arc::new(SecurityGroup {
+            id: String::new(),
+            name: String::new(),
+            description: String::new(),
+            ingress: sources
+                .iter()
+                .zip(&mut ids)
+                .map(|(it, id)| rule(it, id))
+                .collect(),
+            egress: Vec::new(),
+            place: place.clone(),
+        }),
     };
-    RuleTable::new(groups.iter().map(&mut group).collect())
+    RuleTable::new(Direction::Ingress, groups.iter().map(&mut group).collect())
 }
 
 fn is_peer(peers: &PeerSet, peer: IpAddr, groups: &[GroupKey]) -> bool {
@@ -168,7 +165,7 @@ proptest! {
             let first = rules.iter().position(|(traffic, peers)| {
                 covers(*traffic, query) && is_peer(peers, peer, keys)
             });
-            let found = table.find(peer, keys, query).map(|rule| rule.id.0);
+            let found = table.find(peer, keys, query).map(|rule| rule.id().0);
             prop_assert_eq!(found, first.map(|at| at as u64), "{} {:?} {:?}", peer, keys, query);
 
             let open = rules.iter().any(|(traffic, peers)| {
