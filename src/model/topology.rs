@@ -25,6 +25,10 @@ impl Model {
         if self.vpc.id != new.vpc.id || self.vpc.cidrs != new.vpc.cidrs {
             return changed("the VPC changed".to_owned());
         }
+        if is_same_in_order(self, new) {
+            return Ok(());
+        }
+        // Something differs, or only stands elsewhere in the file.
         let before = entities(self);
         let after = entities(new);
         for name in before.keys() {
@@ -48,6 +52,18 @@ impl Model {
 
 fn changed(what: String) -> Result<(), TopologyChange> {
     Err(TopologyChange { what })
+}
+
+/// Whether both have the same entities and interfaces, one after the other: so it is
+/// with most changes, and told without a map.
+fn is_same_in_order(old: &Model, new: &Model) -> bool {
+    let same = |(old, new): (&Entity, &Entity)| old.name == new.name && same_entity(old, new);
+    let same_owner = |(old, new): (&Interface, &Interface)| old.entity == new.entity;
+    let interfaces = |model| Vec::from_iter(Model::interfaces(model).map(|(_, it)| it));
+    old.entities.len() == new.entities.len()
+        && old.entities.iter().zip(&new.entities).all(same)
+        && old.interfaces.iter().zip(&new.interfaces).all(same_owner)
+        && same_interfaces(old, new, &interfaces(old), &interfaces(new))
 }
 
 fn entities(model: &Model) -> HashMap<&str, (&Entity, Vec<&Interface>)> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
 use crate::model::{
@@ -31,6 +32,8 @@ pub(super) struct Compiled {
     keys: Vec<GroupKey>,
     /// By key; of groups that an interface carries.
     groups: Vec<Option<CompiledGroup>>,
+    /// For groups in the order in which an interface carries them.
+    tables: HashMap<Arc<[GroupKey]>, [RuleTable; 2], RandomState>,
     /// Id and entries of each prefix list, by position in the model.
     lists: Vec<(String, Arc<[IpNet]>)>,
 }
@@ -85,6 +88,10 @@ fn placement(model: &Model, previous: Option<&Policy>) -> Vec<Option<InterfaceIx
     let Some(previous) = previous else {
         return new;
     };
+    let before = (previous.slots.iter()).map(|slot| Some(slot.as_ref()?.id.as_str()));
+    if before.eq(model.interfaces.iter().map(|it| Some(it.id.as_str()))) {
+        return new;
+    }
     let by_id: HashMap<&str, usize> = model
         .interfaces()
         .map(|(at, interface)| (interface.id.as_str(), at.ix()))
@@ -105,7 +112,7 @@ fn placement(model: &Model, previous: Option<&Policy>) -> Vec<Option<InterfaceIx
 /// of the previous policy stay right where groups come and go.
 #[derive(Debug, Clone, Default)]
 struct GroupNames {
-    keys: HashMap<String, GroupKey>,
+    keys: HashMap<String, GroupKey, RandomState>,
     names: Vec<String>,
 }
 
@@ -147,8 +154,8 @@ struct Tables<'m> {
     compiled: Compiled,
     /// By position in the model.
     subnets: Vec<Arc<PolicySubnet>>,
-    /// For groups in the order in which an interface carries them.
-    made: HashMap<Arc<[GroupKey]>, [RuleTable; 2]>,
+    /// Of each group, by key, whether it is what it was in the previous policy.
+    stays: Vec<bool>,
     /// The slot of each entity's first interface.
     hosts: Vec<InterfaceIx>,
 }
@@ -176,16 +183,17 @@ impl<'m> Tables<'m> {
             })
             .collect();
         let mut this = Self {
+            stays: vec![false; names.names.len()],
             model,
             before,
             compiled: Compiled {
                 groups: vec![None; names.names.len()],
                 names,
                 keys,
+                tables: HashMap::default(),
                 lists,
             },
             subnets: subnets(model, &slots),
-            made: HashMap::new(),
             hosts: hosts(model, &slots),
         };
         this.groups();
@@ -236,21 +244,31 @@ impl<'m> Tables<'m> {
     /// What interfaces with these groups are members of, and their rules.
     fn tables(&mut self, groups: &[GroupIx]) -> (Arc<[GroupKey]>, [RuleTable; 2]) {
         let member_of: Vec<GroupKey> = groups.iter().map(|group| self.key(*group)).collect();
-        if let Some((member_of, tables)) = self.made.get_key_value(member_of.as_slice()) {
-            return (Arc::clone(member_of), tables.clone());
+        let groups = member_of.as_slice();
+        if let Some((groups, tables)) = self.compiled.tables.get_key_value(groups) {
+            return (Arc::clone(groups), tables.clone());
         }
-        let tables = DIRECTIONS.map(|direction| {
+        let (member_of, tables) = match self.before.tables.get_key_value(groups) {
+            Some((same, tables)) if groups.iter().all(|key| self.stays[key.ix()]) => {
+                (Arc::clone(same), tables.clone())
+            }
+            _ => (groups.into(), self.new_tables(groups)),
+        };
+        let made = (Arc::clone(&member_of), tables.clone());
+        self.compiled.tables.insert(made.0, made.1);
+        (member_of, tables)
+    }
+
+    fn new_tables(&self, groups: &[GroupKey]) -> [RuleTable; 2] {
+        DIRECTIONS.map(|direction| {
             let compiled = |key: &GroupKey| self.compiled.groups[key.ix()].as_ref();
-            let groups = member_of.iter().filter_map(compiled);
+            let groups = groups.iter().filter_map(compiled);
             let table = |group: &CompiledGroup| GroupTable {
                 index: Arc::clone(&group.indices[way(direction)]),
                 declared: Arc::clone(&group.declared),
             };
             RuleTable::new(direction, groups.map(table).collect())
-        });
-        let member_of: Arc<[GroupKey]> = member_of.into();
-        self.made.insert(Arc::clone(&member_of), tables.clone());
-        (member_of, tables)
+        })
     }
 
     /// Compiles every group that an interface carries, in the order in which they
@@ -270,6 +288,7 @@ impl<'m> Tables<'m> {
             let before = self.before.groups.get(key).and_then(Option::as_ref);
             let indices = match before {
                 Some(old) if peers_stand && Arc::ptr_eq(&old.declared, group) => {
+                    self.stays[key] = true;
                     old.indices.clone()
                 }
                 _ => DIRECTIONS.map(|direction| {
