@@ -211,7 +211,7 @@ impl Datapath {
             rule,
             opens,
         });
-        let rule = rule.ok_or((refusal, at))?.id();
+        let rule = rule.ok_or((refusal, at))?.id;
         let admission = Admission {
             rule,
             tracked: false,

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::model::{
     Attachment, Direction, EntityKind, GroupIx, Interface, InterfaceIx, LoadBalancer, Model, Peer,
-    PrefixListIx, SecurityGroup, SecurityGroupRule,
+    PrefixListIx, RuleId, SecurityGroup, SecurityGroupRule,
 };
 
 use super::acl::AclTable;
@@ -324,14 +324,20 @@ impl<'m> Tables<'m> {
             Some(old) if self.are_sources(old.sources(), rules) => Arc::clone(old),
             _ => Arc::new(TableIndex::new(
                 rules.iter().map(|rule| self.source(rule)).collect(),
+                rules.iter().map(|rule| rule.id).collect(),
             )),
         }
     }
 
-    /// Whether `sources` are what a table of these rules would be made from.
-    fn are_sources(&self, sources: &[Source], rules: &[SecurityGroupRule]) -> bool {
-        let same = |((traffic, peers), rule): (&Source, &SecurityGroupRule)| {
-            *traffic == rule.traffic
+    /// Whether these are what a table of the rules would be made from.
+    fn are_sources(
+        &self,
+        (sources, ids): (&[Source], &[RuleId]),
+        rules: &[SecurityGroupRule],
+    ) -> bool {
+        let same = |(((traffic, peers), id), rule): ((&Source, &RuleId), &SecurityGroupRule)| {
+            *id == rule.id
+                && *traffic == rule.traffic
                 && match (peers, rule.peer) {
                     (PeerSet::Net(IpNet::V4(own)), Peer::Ipv4(net)) => *own == net,
                     (PeerSet::Net(IpNet::V6(own)), Peer::Ipv6(net)) => *own == net,
@@ -343,7 +349,7 @@ impl<'m> Tables<'m> {
                     _ => false,
                 }
         };
-        sources.len() == rules.len() && sources.iter().zip(rules).all(same)
+        sources.len() == rules.len() && sources.iter().zip(ids).zip(rules).all(same)
     }
 
     fn source(&self, rule: &SecurityGroupRule) -> Source {

@@ -4,46 +4,20 @@ use std::fmt;
 
 use crate::model::{Direction, Place, RuleId, SecurityGroup, SecurityGroupRule, Traffic};
 
+use super::matcher::RuleNumber;
+
 /// A rule as verdicts name it. It is the declared one: a policy shares the groups of
 /// the model that it was compiled from, and has no texts of its own.
 #[derive(Clone, Copy)]
 pub struct CompiledRule<'p> {
-    group: &'p SecurityGroup,
-    direction: Direction,
-    rule: &'p SecurityGroupRule,
+    /// `sgr-…`.
+    pub id: RuleId,
+    pub(super) group: &'p SecurityGroup,
+    pub(super) direction: Direction,
+    pub(super) number: RuleNumber,
 }
 
 impl<'p> CompiledRule<'p> {
-    /// The rules of a group in one direction, in the order declared.
-    pub(super) fn all_of(
-        group: &'p SecurityGroup,
-        direction: Direction,
-    ) -> impl Iterator<Item = Self> {
-        group.rules(direction).iter().map(move |rule| Self {
-            group,
-            direction,
-            rule,
-        })
-    }
-
-    /// The `number`-th of them.
-    pub(super) fn of(
-        group: &'p SecurityGroup,
-        direction: Direction,
-        number: usize,
-    ) -> Option<Self> {
-        Some(Self {
-            group,
-            direction,
-            rule: group.rules(direction).get(number)?,
-        })
-    }
-
-    /// `sgr-…`.
-    pub fn id(self) -> RuleId {
-        self.rule.id
-    }
-
     /// `sg-…` of its group.
     pub fn group_id(self) -> &'p str {
         &self.group.id
@@ -61,29 +35,33 @@ impl<'p> CompiledRule<'p> {
 
     /// What it covers.
     pub fn traffic(self) -> Traffic {
-        self.rule.traffic
+        self.declared().traffic
     }
 
     /// Its peer, as the user wrote it.
     pub fn peer(self) -> &'p str {
-        &self.rule.peer_text
+        &self.declared().peer_text
     }
 
     /// The user's description; may be empty.
     pub fn description(self) -> &'p str {
-        &self.rule.description
+        &self.declared().description
     }
 
     /// Where it is declared.
     pub fn place(self) -> &'p Place {
-        &self.rule.place
+        &self.declared().place
+    }
+
+    fn declared(self) -> &'p SecurityGroupRule {
+        &self.group.rules(self.direction)[self.number as usize]
     }
 }
 
 impl fmt::Debug for CompiledRule<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CompiledRule")
-            .field("id", &self.id())
+            .field("id", &self.id)
             .field("group", &self.group_name())
             .field("direction", &self.direction)
             .field("traffic", &self.traffic())

@@ -193,7 +193,7 @@ impl From<CompiledRule<'_>> for RuleView {
     fn from(rule: CompiledRule<'_>) -> Self {
         let place = rule.place();
         Self {
-            id: rule.id().to_string(),
+            id: rule.id.to_string(),
             group: rule.group_name().to_owned(),
             group_id: rule.group_id().to_owned(),
             direction: rule.direction(),

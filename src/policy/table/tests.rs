@@ -119,20 +119,23 @@ fn table(groups: &[Vec<Source>]) -> RuleTable {
         description: String::new(),
         place: place.clone(),
     };
-    let mut group = |sources: &Vec<Source>| GroupTable {
-        index: Arc::new(TableIndex::new(sources.clone().into())),
-        declared: Arc::new(SecurityGroup {
-            id: String::new(),
-            name: String::new(),
-            description: String::new(),
-            ingress: sources
-                .iter()
-                .zip(&mut ids)
-                .map(|(it, id)| rule(it, id))
-                .collect(),
-            egress: Vec::new(),
-            place: place.clone(),
-        }),
+    let mut group = |sources: &Vec<Source>| {
+        let rules = sources.iter().zip(&mut ids);
+        let ingress: Vec<SecurityGroupRule> = rules.map(|(it, id)| rule(it, id)).collect();
+        GroupTable {
+            index: Arc::new(TableIndex::new(
+                sources.clone().into(),
+                ingress.iter().map(|rule| rule.id).collect(),
+            )),
+            declared: Arc::new(SecurityGroup {
+                id: String::new(),
+                name: String::new(),
+                description: String::new(),
+                ingress,
+                egress: Vec::new(),
+                place: place.clone(),
+            }),
+        }
     };
     RuleTable::new(Direction::Ingress, groups.iter().map(&mut group).collect())
 }
@@ -165,7 +168,7 @@ proptest! {
             let first = rules.iter().position(|(traffic, peers)| {
                 covers(*traffic, query) && is_peer(peers, peer, keys)
             });
-            let found = table.find(peer, keys, query).map(|rule| rule.id().0);
+            let found = table.find(peer, keys, query).map(|rule| rule.id.0);
             prop_assert_eq!(found, first.map(|at| at as u64), "{} {:?} {:?}", peer, keys, query);
 
             let open = rules.iter().any(|(traffic, peers)| {
@@ -212,7 +215,7 @@ fn a_list_that_many_rules_name_is_in_the_table_once() {
             (Traffic::Tcp(ports), PeerSet::List(Arc::clone(list)))
         })
         .collect();
-    let index = TableIndex::new(rules.into());
+    let index = TableIndex::new(rules.into(), Box::default());
     assert_eq!(index.v4.len(), 512);
     // Each port and the gap after it, twice.
     assert!(index.arena.size() <= 2 * 1_001, "{}", index.arena.size());
