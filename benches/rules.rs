@@ -3,9 +3,15 @@
 //! `cargo bench --bench rules`.
 #![allow(missing_docs, reason = "criterion's macros make items without")]
 
+use std::cell::LazyCell;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use sgwall::engine::{Appliance, Options};
+use sgwall::link::{Link, MemoryLink};
+use sgwall::model::Model;
 use sgwall::policy::Policy;
 
 use self::fleet::Fleet;
@@ -47,7 +53,8 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1500))
         .sample_size(10);
-    targets = memory, compile, recompile, compile_fleet, recompile_fleet
+    targets = memory, compile, recompile, compile_fleet, recompile_fleet,
+        read_fleet, enforce_fleet
 }
 criterion_main!(benches);
 
@@ -125,6 +132,21 @@ fn recompile_fleet(criterion: &mut Criterion) {
     for (name, fleet) in FLEETS {
         let model = fleet::model(fleet);
         let previous = Policy::compile(&model, None);
+        // As a program changes what is declared, which stays: in a clone of it.
+        group.bench_function(BenchmarkId::new("one rule", name), |bencher| {
+            bencher.iter_batched(
+                || (),
+                |()| {
+                    let changed = fleet::with_one_rule_changed(&model);
+                    let policy = Policy::compile(&changed, Some(&previous));
+                    (changed, policy)
+                },
+                BatchSize::PerIteration,
+            );
+        });
+        // As who saves a file: read anew, the model shares nothing with the one before.
+        let read = |model: &Model| fleet::read(&fleet::files(model));
+        let previous = LazyCell::new(|| Policy::compile(&read(&model), None));
         for (change, changed) in [
             ("nothing", model.clone()),
             ("one rule", fleet::with_one_rule_changed(&model)),
@@ -133,13 +155,74 @@ fn recompile_fleet(criterion: &mut Criterion) {
                 fleet::with_one_rule_added(&model),
             ),
         ] {
+            let changed = LazyCell::new(|| read(&changed));
+            let change = format!("{change}, all read anew");
             group.bench_function(BenchmarkId::new(change, name), |bencher| {
+                let (changed, previous) = (&*changed, &*previous);
                 bencher.iter_batched(
                     || (),
-                    |()| Policy::compile(&changed, Some(&previous)),
+                    |()| Policy::compile(changed, Some(previous)),
                     BatchSize::PerIteration,
                 );
             });
         }
     }
+}
+
+/// Reading and checking the files of the largest fleet.
+fn read_fleet(criterion: &mut Criterion) {
+    let (name, fleet) = FLEETS[2];
+    let files = fleet::files(&fleet::model(fleet));
+    let mut group = criterion.benchmark_group("read fleet");
+    group.bench_function(name, |bencher| {
+        bencher.iter_with_large_drop(|| fleet::read(&files));
+    });
+}
+
+/// The whole way of one rule that changed, until every worker judges by it.
+fn enforce_fleet(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("enforce fleet");
+    for (name, fleet) in FLEETS {
+        let model = fleet::model(fleet);
+        let clones = [fleet::with_one_rule_changed(&model), model];
+        let read = |model: &Model| fleet::read(&fleet::files(model));
+        for (change, is_read_anew) in [("one rule", false), ("one rule, all read anew", true)] {
+            // These are kept, and so is the policy before: freeing them comes after.
+            let models = LazyCell::new(|| match is_read_anew {
+                true => clones.each_ref().map(read),
+                false => clones.clone(),
+            });
+            let appliance = LazyCell::new(|| appliance(&models[1]));
+            let mut turn = 0;
+            group.bench_function(BenchmarkId::new(change, name), |bencher| {
+                let (models, appliance) = (&*models, &*appliance);
+                bencher.iter_batched(
+                    || (),
+                    |()| {
+                        turn += 1;
+                        let before = appliance.engine().policy();
+                        let declared = models[turn % 2].clone();
+                        let replaced = appliance.replace(declared);
+                        replaced.expect("the same topology");
+                        before
+                    },
+                    BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+}
+
+/// An appliance between links that are silent.
+fn appliance(model: &Model) -> Appliance {
+    let silent = |_| Arc::new(MemoryLink::new(1)) as Arc<dyn Link>;
+    let links = model.interfaces.iter().map(silent).collect();
+    let options = Options {
+        workers: 2,
+        max_flows: 1_000,
+        ..Options::default()
+    };
+    // Nobody is there to prove anything to.
+    let no_socket = |_, _| Err(io::ErrorKind::Unsupported.into());
+    Appliance::start(model.clone(), links, options, no_socket).expect("threads")
 }

@@ -83,7 +83,7 @@ pub struct Loaded {
 #[derive(Debug, Clone)]
 pub struct LoadedRules {
     /// All groups, the VPC's `default` among them.
-    pub security_groups: Vec<SecurityGroup>,
+    pub security_groups: Vec<Arc<SecurityGroup>>,
     /// All prefix lists.
     pub prefix_lists: Vec<PrefixList>,
     /// Who carries the groups, as far as the files say it.
@@ -306,7 +306,10 @@ fn finish_rules(
         return Err(Diagnostics::new(report.finish()));
     }
     Ok(LoadedRules {
-        security_groups: groups.into_iter().map(|decl| decl.group).collect(),
+        security_groups: groups
+            .into_iter()
+            .map(|decl| Arc::new(decl.group))
+            .collect(),
         prefix_lists: lists.into_iter().map(|decl| decl.list).collect(),
         members,
         warnings: report.finish(),
@@ -404,7 +407,10 @@ fn assemble(report: &mut Report, lab: &str, nodes: &[Option<Node>]) -> Model {
         route_tables: tables.into_iter().map(|decl| decl.table).collect(),
         subnets: subnets.into_iter().map(|decl| decl.subnet).collect(),
         prefix_lists: lists.into_iter().map(|decl| decl.list).collect(),
-        security_groups: groups.into_iter().map(|decl| decl.group).collect(),
+        security_groups: groups
+            .into_iter()
+            .map(|decl| Arc::new(decl.group))
+            .collect(),
         entities,
         interfaces: interfaces.into_iter().map(|decl| decl.interface).collect(),
         members: Vec::new(),

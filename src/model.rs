@@ -15,6 +15,8 @@
 //! * a private address belongs to one interface only, likewise a public one;
 //! * entity and group names are unique (groups without regard to case).
 
+use std::sync::Arc;
+
 mod acl;
 mod entity;
 mod group;
@@ -51,8 +53,9 @@ pub struct Model {
     /// Prefix lists, in the order declared.
     pub prefix_lists: Vec<PrefixList>,
     /// Security groups, in the order declared; the VPC's `default` group is
-    /// always among them.
-    pub security_groups: Vec<SecurityGroup>,
+    /// always among them. Each behind an `Arc`: who clones a model to change one group
+    /// shares all others, and a policy shares them with the model.
+    pub security_groups: Vec<Arc<SecurityGroup>>,
     /// Network ACLs, in the order declared; the VPC's `default` ACL is always
     /// among them.
     pub network_acls: Vec<NetworkAcl>,
@@ -83,6 +86,16 @@ impl Model {
             self.route_tables = vec![RouteTable::implied(id, self.interfaces.iter(), &place)];
         }
         self
+    }
+
+    /// A group to change; whoever shares it keeps it as it is.
+    pub fn group_mut(&mut self, group: GroupIx) -> &mut SecurityGroup {
+        Arc::make_mut(&mut self.security_groups[group.ix()])
+    }
+
+    /// All groups to change, likewise.
+    pub fn groups_mut(&mut self) -> impl Iterator<Item = &mut SecurityGroup> {
+        self.security_groups.iter_mut().map(Arc::make_mut)
     }
 
     /// The entity that owns `interface`.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use sgwall::config::{Options, Quotas, load_sources_with};
 use sgwall::model::{
     Address, Attachment, Entity, EntityIx, EntityKind, GroupIx, IcmpMatch, Interface, MAX_MTU,
     Model, Peer, Place, PortRange, PrefixList, PrefixListIx, RuleId, SecurityGroup,
@@ -53,7 +54,9 @@ pub fn model(fleet: Fleet) -> Model {
             place: place.clone(),
         }],
         prefix_lists: (0..LISTS).map(prefix_list).collect(),
-        security_groups: (0..fleet.groups).map(|at| group(fleet, at)).collect(),
+        security_groups: (0..fleet.groups)
+            .map(|at| Arc::new(group(fleet, at)))
+            .collect(),
         entities: (0..fleet.interfaces)
             .map(|at| Entity {
                 name: format!("e{at}"),
@@ -96,8 +99,8 @@ pub fn address(at: usize) -> IpAddr {
 /// The same VPC after somebody moved the port of one rule.
 pub fn with_one_rule_changed(model: &Model) -> Model {
     let mut model = model.clone();
-    let group = model.security_groups.len() / 2;
-    let rules = &mut model.security_groups[group].ingress;
+    let group = GroupIx::new(model.security_groups.len() / 2);
+    let rules = &mut model.group_mut(group).ingress;
     let middle = rules.len() / 2;
     rules[middle].traffic = Traffic::Tcp(PortRange { from: 9, to: 9 });
     model
@@ -107,17 +110,83 @@ pub fn with_one_rule_changed(model: &Model) -> Model {
 /// moves every rule after it to another line.
 pub fn with_one_rule_added(model: &Model) -> Model {
     let mut model = model.clone();
-    for group in &mut model.security_groups {
+    for group in model.groups_mut() {
         for rule in group.ingress.iter_mut().chain(&mut group.egress) {
             rule.place.line += 1;
         }
     }
-    let rules = &mut model.security_groups[0].ingress;
+    let rules = &mut model.group_mut(GroupIx::new(0)).ingress;
     let mut added = rules[0].clone();
     added.id = RuleId::derive(&["added"]);
     added.traffic = Traffic::Tcp(PortRange { from: 9, to: 9 });
     rules.insert(0, added);
     model
+}
+
+/// The VPC as a lab file and files of rules, none larger than is read.
+pub fn files(model: &Model) -> Vec<(String, String)> {
+    let mut lab = "vpc: { cidr: [10.0.0.0/16, 2001:db8::/56] }\n\
+                   subnets: { one: { cidr: [10.0.0.0/16, 2001:db8::/64] } }\n\
+                   entities:\n"
+        .to_owned();
+    for (at, interface) in model.interfaces.iter().enumerate() {
+        let name = |group: &GroupIx| model.security_groups[group.ix()].name.as_str();
+        let groups: Vec<&str> = interface.groups().iter().map(name).collect();
+        let (address, groups) = (address(at), groups.join(", "));
+        lab += &format!(
+            "  e{at}: {{ kind: ec2, subnet: one, addresses: [{address}], security_groups: [{groups}] }}\n"
+        );
+    }
+    lab += "prefix_lists:\n";
+    for list in &model.prefix_lists {
+        lab += &format!("  {}: {:?}\n", list.name, list.entries);
+    }
+    let mut files = vec![("fleet.yaml".to_owned(), lab)];
+    for (number, groups) in model.security_groups.chunks(250).enumerate() {
+        let mut text = "security_groups:\n".to_owned();
+        for group in groups {
+            text += &format!("  {}:\n", group.name);
+            rules(&mut text, ("ingress", "from"), &group.ingress);
+            rules(&mut text, ("egress", "to"), &group.egress);
+        }
+        files.push((format!("rules-{number}.yaml"), text));
+    }
+    files
+}
+
+fn rules(text: &mut String, (direction, peer): (&str, &str), rules: &[SecurityGroupRule]) {
+    *text += &format!(
+        "    {direction}:{}\n",
+        if rules.is_empty() { " []" } else { "" }
+    );
+    for rule in rules {
+        let what = match rule.traffic {
+            Traffic::Tcp(ports) => format!("tcp, ports: {ports}"),
+            Traffic::Udp(ports) => format!("udp, ports: {ports}"),
+            // Of which there are such that say a type.
+            other => other.to_string().replace(" type ", ", code: -1, type: "),
+        };
+        *text += &format!(
+            "      - {{ protocol: {what}, {peer}: '{}', description: {} }}\n",
+            rule.peer_text, rule.description
+        );
+    }
+}
+
+/// What reading `files` gives.
+pub fn read(files: &[(String, String)]) -> Model {
+    let files: Vec<(&str, &str)> = (files.iter())
+        .map(|(name, text)| (name.as_str(), text.as_str()))
+        .collect();
+    // Its prefix lists take its groups beyond a quota.
+    let options = Options {
+        quotas: Quotas::Warn,
+    };
+    let loaded = load_sources_with(&files, options);
+    match loaded {
+        Ok(loaded) => loaded.model,
+        Err(wrong) => panic!("{wrong}"),
+    }
 }
 
 fn group(fleet: Fleet, at: usize) -> SecurityGroup {
@@ -128,7 +197,7 @@ fn group(fleet: Fleet, at: usize) -> SecurityGroup {
                 let name = format!("g{at} {direction} {number}");
                 SecurityGroupRule {
                     id: RuleId::derive(&[&name]),
-                    traffic: traffic(at, number),
+                    traffic: traffic(at, number, peer),
                     peer,
                     peer_text: match peer {
                         Peer::Ipv4(net) => net.to_string(),
@@ -165,7 +234,7 @@ fn peer(fleet: Fleet, group: usize, rule: usize) -> Peer {
     }
 }
 
-fn traffic(group: usize, rule: usize) -> Traffic {
+fn traffic(group: usize, rule: usize, peer: Peer) -> Traffic {
     let port = 1024 + (scramble(group + rule * 31) % 60_000) as u16;
     let ports = |width| PortRange {
         from: port,
@@ -176,7 +245,13 @@ fn traffic(group: usize, rule: usize) -> Traffic {
         3 => Traffic::Tcp(ports(100)),
         4 => Traffic::Udp(ports(0)),
         5 => Traffic::Udp(ports(1_000)),
-        _ => Traffic::Icmp(IcmpMatch::Type(8)),
+        _ => {
+            let what = IcmpMatch::Type(rule as u8);
+            match peer {
+                Peer::Ipv6(_) => Traffic::Icmpv6(what),
+                _ => Traffic::Icmp(what),
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each of those who include it uses a part")]
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use sgwall::model::{
@@ -104,8 +105,8 @@ pub fn model(rules: usize) -> Model {
         }],
         prefix_lists: Vec::new(),
         security_groups: vec![
-            group("members", members()),
-            group("rules", (0..rules).map(nth_rule).collect()),
+            Arc::new(group("members", members())),
+            Arc::new(group("rules", (0..rules).map(nth_rule).collect())),
         ],
         entities: vec![
             entity("a", EntityKind::Ec2),
@@ -131,7 +132,7 @@ pub fn model(rules: usize) -> Model {
 /// the group `rules`.
 pub fn with_one_rule_changed(model: &Model) -> Model {
     let mut model = model.clone();
-    let rules = &mut model.security_groups[1].ingress;
+    let rules = &mut model.group_mut(GroupIx::new(1)).ingress;
     let middle = rules.len() / 2;
     rules[middle].traffic = Traffic::Tcp(PortRange {
         from: 9999,
@@ -144,7 +145,7 @@ pub fn with_one_rule_changed(model: &Model) -> Model {
 /// every interface in it carries, besides `rules` or alone.
 pub fn with_a_small_group_changed(model: &Model) -> Model {
     let mut model = model.clone();
-    model.security_groups[0].egress[0].traffic = Traffic::Tcp(PortRange { from: 1, to: 2 });
+    model.group_mut(GroupIx::new(0)).egress[0].traffic = Traffic::Tcp(PortRange { from: 1, to: 2 });
     model
 }
 
@@ -273,7 +274,7 @@ fn everybody_in_halves() -> Vec<Peer> {
 /// reaches its members from anybody isn't tracked there.
 pub fn untracked(model: &Model) -> Model {
     let mut model = model.clone();
-    for group in &mut model.security_groups {
+    for group in model.groups_mut() {
         for rule in &mut group.egress {
             rule.peer = match rule.peer {
                 Peer::Ipv6(_) => Peer::Ipv6(ipnet::Ipv6Net::default()),
@@ -287,7 +288,7 @@ pub fn untracked(model: &Model) -> Model {
 /// The same VPC, whose members accept TCP on every port from each other.
 pub fn open(model: &Model) -> Model {
     let mut model = model.clone();
-    let group = &mut model.security_groups[0];
+    let group = model.group_mut(GroupIx::new(0));
     let rule = &mut group.ingress[0];
     rule.traffic = Traffic::Tcp(PortRange::ALL);
     rule.peer = Peer::Group(GroupIx::new(0));

@@ -397,7 +397,7 @@ fn revoke(
 fn without_rule(model: &Model, port: u16) -> (Model, String) {
     let mut without = model.clone();
     let mut revoked = String::new();
-    for group in &mut without.security_groups {
+    for group in without.groups_mut() {
         let name = group.name.clone();
         group.ingress.retain(|rule| {
             let meant = matches!(rule.peer, Peer::Group(_))

@@ -66,7 +66,7 @@ pub enum Step<'p> {
         /// Protocol and port.
         query: Query,
         /// The rule that lets it pass.
-        rule: Option<&'p CompiledRule>,
+        rule: Option<CompiledRule<'p>>,
         /// Whether the flow is tracked, where the packet opened one.
         opens: Option<bool>,
     },

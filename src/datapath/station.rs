@@ -344,7 +344,7 @@ impl Station<'_> {
         table: &'t RuleTable,
         peer: IpAddr,
         query: Query,
-    ) -> Option<&'t CompiledRule> {
+    ) -> Option<CompiledRule<'t>> {
         // What an interface forwards for others under their addresses has lost
         // their groups on the way (aws-semantics §2, middlebox routing).
         let groups = if self.peer_is_itself {

@@ -337,14 +337,14 @@ fn proof_model(model: &Model, v4: Ipv4Addr, v6: Ipv6Addr) -> Model {
             rule(direction, Peer::Ipv6(v6.into()), v6.into()),
         ]
     };
-    model.security_groups = vec![SecurityGroup {
+    model.security_groups = vec![Arc::new(SecurityGroup {
         id: "sg-proof".to_owned(),
         name: "proof at start".to_owned(),
         description: String::new(),
         ingress: rules(Direction::Ingress),
         egress: rules(Direction::Egress),
         place: place.clone(),
-    }];
+    })];
     // They are members of groups that the proof doesn't know.
     model.members.clear();
     for interface in &mut model.interfaces {

@@ -25,6 +25,10 @@ impl Model {
         if self.vpc.id != new.vpc.id || self.vpc.cidrs != new.vpc.cidrs {
             return changed("the VPC changed".to_owned());
         }
+        if is_same_in_order(self, new) {
+            return Ok(());
+        }
+        // Something differs, or only stands elsewhere in the file.
         let before = entities(self);
         let after = entities(new);
         for name in before.keys() {
@@ -48,6 +52,18 @@ impl Model {
 
 fn changed(what: String) -> Result<(), TopologyChange> {
     Err(TopologyChange { what })
+}
+
+/// Whether both have the same entities and interfaces, one after the other: so it is
+/// with most changes, and told without a map.
+fn is_same_in_order(old: &Model, new: &Model) -> bool {
+    let same = |(old, new): (&Entity, &Entity)| old.name == new.name && same_entity(old, new);
+    let same_owner = |(old, new): (&Interface, &Interface)| old.entity == new.entity;
+    let interfaces = |model| Vec::from_iter(Model::interfaces(model).map(|(_, it)| it));
+    old.entities.len() == new.entities.len()
+        && old.entities.iter().zip(&new.entities).all(same)
+        && old.interfaces.iter().zip(&new.interfaces).all(same_owner)
+        && same_interfaces(old, new, &interfaces(old), &interfaces(new))
 }
 
 fn entities(model: &Model) -> HashMap<&str, (&Entity, Vec<&Interface>)> {
@@ -78,12 +94,13 @@ fn same_interfaces(
     old: &[&Interface],
     new: &[&Interface],
 ) -> bool {
-    let subnet = |model: &Model, interface: &Interface| match &interface.attachment {
-        Attachment::Subnet { subnet, .. } => {
-            let subnet = &model.subnets[subnet.ix()];
-            Ok((subnet.id.clone(), subnet.cidrs.clone()))
+    let same_place = |old: &Interface, new: &Interface| match (&old.attachment, &new.attachment) {
+        (Attachment::Subnet { subnet: old, .. }, Attachment::Subnet { subnet: new, .. }) => {
+            let (old, new) = (&old_model.subnets[old.ix()], &new_model.subnets[new.ix()]);
+            old.id == new.id && old.cidrs == new.cidrs
         }
-        Attachment::External(via) => Err(*via),
+        (Attachment::External(old), Attachment::External(new)) => old == new,
+        _ => false,
     };
     old.len() == new.len()
         && old.iter().zip(new).all(|(old, new)| {
@@ -92,6 +109,6 @@ fn same_interfaces(
                 && old.mtu == new.mtu
                 && old.source_dest_check == new.source_dest_check
                 && old.tracking == new.tracking
-                && subnet(old_model, old) == subnet(new_model, new)
+                && same_place(old, new)
         })
 }

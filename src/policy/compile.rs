@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
 use crate::model::{
     Attachment, Direction, EntityKind, GroupIx, Interface, InterfaceIx, LoadBalancer, Model, Peer,
-    SecurityGroup, SecurityGroupRule,
+    PrefixListIx, RuleId, SecurityGroup, SecurityGroupRule,
 };
 
 use super::acl::AclTable;
 use super::directory::Directory;
 use super::routes::RouteIndex;
-use super::rule::CompiledRule;
 use super::table::{GroupKey, GroupTable, PeerSet, RuleTable, Source, TableIndex};
 use super::{Allowance, Guard, Policy, PolicyInterface, PolicySubnet};
 
@@ -28,10 +28,22 @@ fn way(direction: Direction) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Compiled {
     names: Arc<GroupNames>,
-    /// By key, both ways; of groups that an interface carries.
-    groups: Vec<Option<[GroupTable; 2]>>,
-    /// Entries of each prefix list, by id.
-    lists: HashMap<String, Arc<[IpNet]>>,
+    /// Of each group, by position in the model.
+    keys: Vec<GroupKey>,
+    /// By key; of groups that an interface carries.
+    groups: Vec<Option<CompiledGroup>>,
+    /// For groups in the order in which an interface carries them.
+    tables: HashMap<Arc<[GroupKey]>, [RuleTable; 2], RandomState>,
+    /// Id and entries of each prefix list, by position in the model.
+    lists: Vec<(String, Arc<[IpNet]>)>,
+}
+
+/// A group, and what finds its rules.
+#[derive(Debug, Clone)]
+struct CompiledGroup {
+    declared: Arc<SecurityGroup>,
+    /// By [`way`].
+    indices: [Arc<TableIndex>; 2],
 }
 
 impl Compiled {
@@ -76,6 +88,10 @@ fn placement(model: &Model, previous: Option<&Policy>) -> Vec<Option<InterfaceIx
     let Some(previous) = previous else {
         return new;
     };
+    let before = (previous.slots.iter()).map(|slot| Some(slot.as_ref()?.id.as_str()));
+    if before.eq(model.interfaces.iter().map(|it| Some(it.id.as_str()))) {
+        return new;
+    }
     let by_id: HashMap<&str, usize> = model
         .interfaces()
         .map(|(at, interface)| (interface.id.as_str(), at.ix()))
@@ -96,15 +112,15 @@ fn placement(model: &Model, previous: Option<&Policy>) -> Vec<Option<InterfaceIx
 /// of the previous policy stay right where groups come and go.
 #[derive(Debug, Clone, Default)]
 struct GroupNames {
-    keys: HashMap<String, GroupKey>,
+    keys: HashMap<String, GroupKey, RandomState>,
     names: Vec<String>,
 }
 
 impl GroupNames {
     /// The key of each group; names are taken over, or made anew where one is
     /// new or called otherwise.
-    fn keys(this: &mut Arc<Self>, groups: &[SecurityGroup]) -> Vec<GroupKey> {
-        let known = |group: &SecurityGroup| {
+    fn keys(this: &mut Arc<Self>, groups: &[Arc<SecurityGroup>]) -> Vec<GroupKey> {
+        let known = |group: &Arc<SecurityGroup>| {
             let key = this.keys.get(&group.id).copied();
             key.filter(|key| this.name(*key) == group.name)
         };
@@ -137,13 +153,9 @@ struct Tables<'m> {
     before: &'m Compiled,
     compiled: Compiled,
     /// By position in the model.
-    keys: Vec<GroupKey>,
-    /// By position in the model.
-    lists: Vec<Arc<[IpNet]>>,
-    /// By position in the model.
     subnets: Vec<Arc<PolicySubnet>>,
-    /// For groups in the order in which an interface carries them.
-    made: HashMap<Arc<[GroupKey]>, [RuleTable; 2]>,
+    /// Of each group, by key, whether it is what it was in the previous policy.
+    stays: Vec<bool>,
     /// The slot of each entity's first interface.
     hosts: Vec<InterfaceIx>,
 }
@@ -158,29 +170,30 @@ impl<'m> Tables<'m> {
         }
         let mut names = Arc::clone(&before.names);
         let keys = GroupNames::keys(&mut names, &model.security_groups);
-        let lists: Vec<Arc<[IpNet]>> = model
-            .prefix_lists
-            .iter()
-            .map(|list| match before.lists.get(&list.id) {
-                Some(entries) if **entries == *list.entries => Arc::clone(entries),
-                _ => list.entries.as_slice().into(),
+        let known: HashMap<&str, &Arc<[IpNet]>> = (before.lists.iter())
+            .map(|(id, entries)| (id.as_str(), entries))
+            .collect();
+        let lists = (model.prefix_lists.iter())
+            .map(|list| {
+                let entries = match known.get(list.id.as_str()) {
+                    Some(entries) if ***entries == *list.entries => Arc::clone(entries),
+                    _ => list.entries.as_slice().into(),
+                };
+                (list.id.clone(), entries)
             })
             .collect();
-        let by_id = model.prefix_lists.iter().zip(&lists);
         let mut this = Self {
+            stays: vec![false; names.names.len()],
             model,
             before,
             compiled: Compiled {
                 groups: vec![None; names.names.len()],
                 names,
-                lists: by_id
-                    .map(|(list, entries)| (list.id.clone(), Arc::clone(entries)))
-                    .collect(),
+                keys,
+                tables: HashMap::default(),
+                lists,
             },
-            keys,
-            lists,
             subnets: subnets(model, &slots),
-            made: HashMap::new(),
             hosts: hosts(model, &slots),
         };
         this.groups();
@@ -221,94 +234,136 @@ impl<'m> Tables<'m> {
 
     /// The keys of groups.
     fn keys_of(&self, groups: &[GroupIx]) -> Arc<[GroupKey]> {
-        groups.iter().map(|group| self.keys[group.ix()]).collect()
+        groups.iter().map(|group| self.key(*group)).collect()
+    }
+
+    fn key(&self, group: GroupIx) -> GroupKey {
+        self.compiled.keys[group.ix()]
     }
 
     /// What interfaces with these groups are members of, and their rules.
     fn tables(&mut self, groups: &[GroupIx]) -> (Arc<[GroupKey]>, [RuleTable; 2]) {
-        let member_of: Vec<GroupKey> = groups.iter().map(|group| self.keys[group.ix()]).collect();
-        if let Some((member_of, tables)) = self.made.get_key_value(member_of.as_slice()) {
-            return (Arc::clone(member_of), tables.clone());
+        let member_of: Vec<GroupKey> = groups.iter().map(|group| self.key(*group)).collect();
+        let groups = member_of.as_slice();
+        if let Some((groups, tables)) = self.compiled.tables.get_key_value(groups) {
+            return (Arc::clone(groups), tables.clone());
         }
-        let tables = DIRECTIONS.map(|direction| {
-            let compiled = |key: &GroupKey| self.compiled.groups[key.ix()].as_ref();
-            let tables = member_of.iter().filter_map(compiled);
-            RuleTable::new(tables.map(|ways| ways[way(direction)].clone()).collect())
-        });
-        let member_of: Arc<[GroupKey]> = member_of.into();
-        self.made.insert(Arc::clone(&member_of), tables.clone());
+        let (member_of, tables) = match self.before.tables.get_key_value(groups) {
+            Some((same, tables)) if groups.iter().all(|key| self.stays[key.ix()]) => {
+                (Arc::clone(same), tables.clone())
+            }
+            _ => (groups.into(), self.new_tables(groups)),
+        };
+        let made = (Arc::clone(&member_of), tables.clone());
+        self.compiled.tables.insert(made.0, made.1);
         (member_of, tables)
+    }
+
+    fn new_tables(&self, groups: &[GroupKey]) -> [RuleTable; 2] {
+        DIRECTIONS.map(|direction| {
+            let compiled = |key: &GroupKey| self.compiled.groups[key.ix()].as_ref();
+            let groups = groups.iter().filter_map(compiled);
+            let table = |group: &CompiledGroup| GroupTable {
+                index: Arc::clone(&group.indices[way(direction)]),
+                declared: Arc::clone(&group.declared),
+            };
+            RuleTable::new(direction, groups.map(table).collect())
+        })
     }
 
     /// Compiles every group that an interface carries, in the order in which they
     /// are declared: so they lie in memory, which is what comparing a large model
     /// with what was compiled of the last one takes its time for.
     fn groups(&mut self) {
-        let mut carried = vec![false; self.keys.len()];
+        let mut carried = vec![false; self.compiled.keys.len()];
         for group in self.model.interfaces.iter().flat_map(Interface::groups) {
             carried[group.ix()] = true;
         }
+        let peers_stand = self.peers_stand();
         for (at, group) in self.model.security_groups.iter().enumerate() {
-            if carried[at] {
-                let key = self.keys[at].ix();
-                let before = self.before.groups.get(key).and_then(Option::as_ref);
-                self.compiled.groups[key] = Some(DIRECTIONS.map(|direction| {
-                    let before = before.map(|ways| &ways[way(direction)]);
-                    self.group(group, direction, before)
-                }));
+            if !carried[at] {
+                continue;
             }
-        }
-    }
-
-    fn group(
-        &self,
-        group: &SecurityGroup,
-        direction: Direction,
-        before: Option<&GroupTable>,
-    ) -> GroupTable {
-        let rules = group.rules(direction);
-        GroupTable {
-            index: match before {
-                Some(old) if self.are_sources(old.index.sources(), rules) => Arc::clone(&old.index),
-                _ => Arc::new(TableIndex::new(
-                    rules.iter().map(|rule| self.source(rule)).collect(),
-                )),
-            },
-            rules: match before {
-                Some(old) if CompiledRule::are_all_of(&old.rules, group, direction) => {
-                    Arc::clone(&old.rules)
+            let key = self.compiled.keys[at].ix();
+            let before = self.before.groups.get(key).and_then(Option::as_ref);
+            let indices = match before {
+                Some(old) if peers_stand && Arc::ptr_eq(&old.declared, group) => {
+                    self.stays[key] = true;
+                    old.indices.clone()
                 }
-                _ => CompiledRule::all_of(group, direction),
-            },
+                _ => DIRECTIONS.map(|direction| {
+                    let before = before.map(|old| &old.indices[way(direction)]);
+                    self.index(group.rules(direction), before)
+                }),
+            };
+            self.compiled.groups[key] = Some(CompiledGroup {
+                declared: Arc::clone(group),
+                indices,
+            });
         }
     }
 
-    /// Whether `sources` are what a table of these rules would be made from.
-    fn are_sources(&self, sources: &[Source], rules: &[SecurityGroupRule]) -> bool {
-        let same = |((traffic, peers), rule): (&Source, &SecurityGroupRule)| {
-            *traffic == rule.traffic
+    /// Whether the positions by which rules refer to groups and prefix lists still mean
+    /// the same: then the very same rules have the same index.
+    fn peers_stand(&self) -> bool {
+        let (old, new) = (&self.before.lists, &self.compiled.lists);
+        self.compiled.keys.starts_with(&self.before.keys)
+            && old.len() <= new.len()
+            && old
+                .iter()
+                .zip(new)
+                .all(|((_, old), (_, new))| Arc::ptr_eq(old, new))
+    }
+
+    fn index(
+        &self,
+        rules: &[SecurityGroupRule],
+        before: Option<&Arc<TableIndex>>,
+    ) -> Arc<TableIndex> {
+        match before {
+            Some(old) if self.are_sources(old.sources(), rules) => Arc::clone(old),
+            _ => Arc::new(TableIndex::new(
+                rules.iter().map(|rule| self.source(rule)).collect(),
+                rules.iter().map(|rule| rule.id).collect(),
+            )),
+        }
+    }
+
+    /// Whether these are what a table of the rules would be made from.
+    fn are_sources(
+        &self,
+        (sources, ids): (&[Source], &[RuleId]),
+        rules: &[SecurityGroupRule],
+    ) -> bool {
+        let same = |(((traffic, peers), id), rule): ((&Source, &RuleId), &SecurityGroupRule)| {
+            *id == rule.id
+                && *traffic == rule.traffic
                 && match (peers, rule.peer) {
                     (PeerSet::Net(IpNet::V4(own)), Peer::Ipv4(net)) => *own == net,
                     (PeerSet::Net(IpNet::V6(own)), Peer::Ipv6(net)) => *own == net,
                     (PeerSet::List(own), Peer::PrefixList(list)) => {
-                        let entries = &self.lists[list.ix()];
+                        let entries = self.entries(list);
                         Arc::ptr_eq(own, entries) || own == entries
                     }
-                    (PeerSet::Group(own), Peer::Group(group)) => *own == self.keys[group.ix()],
+                    (PeerSet::Group(own), Peer::Group(group)) => *own == self.key(group),
                     _ => false,
                 }
         };
-        sources.len() == rules.len() && sources.iter().zip(rules).all(same)
+        sources.len() == rules.len() && sources.iter().zip(ids).zip(rules).all(same)
     }
 
     fn source(&self, rule: &SecurityGroupRule) -> Source {
         let peers = match rule.peer {
             Peer::Ipv4(net) => PeerSet::Net(net.into()),
             Peer::Ipv6(net) => PeerSet::Net(net.into()),
-            Peer::PrefixList(list) => PeerSet::List(Arc::clone(&self.lists[list.ix()])),
-            Peer::Group(group) => PeerSet::Group(self.keys[group.ix()]),
+            Peer::PrefixList(list) => PeerSet::List(Arc::clone(self.entries(list))),
+            Peer::Group(group) => PeerSet::Group(self.key(group)),
         };
         (rule.traffic, peers)
+    }
+
+    fn entries(&self, list: PrefixListIx) -> &Arc<[IpNet]> {
+        &self.compiled.lists[list.ix()].1
     }
 }
 

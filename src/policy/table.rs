@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::model::{PortRange, Traffic, protocol};
+use crate::model::{Direction, PortRange, RuleId, SecurityGroup, Traffic, protocol};
 
 use super::matcher::{Arena, Matcher, NO_RULE, Query, RuleNumber, index};
 use super::rule::CompiledRule;
@@ -53,6 +53,7 @@ pub(super) type Source = (Traffic, PeerSet);
 /// Finds the rule that lets traffic to or from a peer pass. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RuleTable {
+    direction: Direction,
     /// In the order in which the interface carries the groups.
     groups: Arc<[GroupTable]>,
 }
@@ -62,13 +63,13 @@ pub struct RuleTable {
 #[derive(Debug, Clone)]
 pub(super) struct GroupTable {
     pub(super) index: Arc<TableIndex>,
-    /// By number, as declared.
-    pub(super) rules: Arc<[CompiledRule]>,
+    /// What verdicts say of the rules that the index numbers.
+    pub(super) declared: Arc<SecurityGroup>,
 }
 
 impl RuleTable {
-    pub(super) fn new(groups: Arc<[GroupTable]>) -> Self {
-        Self { groups }
+    pub(super) fn new(direction: Direction, groups: Arc<[GroupTable]>) -> Self {
+        Self { direction, groups }
     }
 
     /// The first rule, in the order declared, that covers `query` and whose
@@ -78,17 +79,29 @@ impl RuleTable {
         peer: IpAddr,
         peer_groups: &[GroupKey],
         query: Query,
-    ) -> Option<&CompiledRule> {
+    ) -> Option<CompiledRule<'_>> {
         let bits = GroupBits::of(peer_groups);
         self.groups.iter().find_map(|group| {
             let number = group.index.find(peer, peer_groups, bits, query);
-            group.rules.get(number as usize)
+            self.rule(group, number)
         })
     }
 
     /// Every rule, in the order declared.
-    pub fn rules(&self) -> impl Iterator<Item = &CompiledRule> {
-        self.groups.iter().flat_map(|group| group.rules.iter())
+    pub fn rules(&self) -> impl Iterator<Item = CompiledRule<'_>> {
+        self.groups.iter().flat_map(move |group| {
+            let numbers = 0..index(group.index.ids.len());
+            numbers.filter_map(move |number| self.rule(group, number))
+        })
+    }
+
+    fn rule<'t>(&self, group: &'t GroupTable, number: RuleNumber) -> Option<CompiledRule<'t>> {
+        Some(CompiledRule {
+            id: *group.index.ids.get(number as usize)?,
+            group: &group.declared,
+            direction: self.direction,
+            number,
+        })
     }
 
     /// Which of its two conditions the `number`-th rule alone would meet. Asked
@@ -103,7 +116,7 @@ impl RuleTable {
         let sources = self.groups.iter().flat_map(|group| &group.index.sources);
         let (traffic, peers) = sources.into_iter().nth(number)?;
         let meets = |traffic: Traffic, peers: PeerSet| {
-            let index = TableIndex::new([(traffic, peers)].into());
+            let index = TableIndex::new([(traffic, peers)].into(), Box::default());
             let bits = GroupBits::of(peer_groups);
             index.find(peer, peer_groups, bits, query) != NO_RULE
         };
@@ -142,8 +155,9 @@ impl RuleTable {
     }
 }
 
-/// The lookup structure, apart from what rules are called and where they stand:
-/// moving a rule to another line doesn't touch it.
+/// The lookup structure, apart from what rules say in words and where they stand:
+/// moving a rule to another line doesn't touch it. Ids are here, side by side, as
+/// every flow that a rule lets pass asks for one.
 #[derive(Debug)]
 pub(super) struct TableIndex {
     v4: PrefixMap<u32, Matcher>,
@@ -157,10 +171,12 @@ pub(super) struct TableIndex {
     open_on_all_ports: [[bool; 2]; 2],
     arena: Arena,
     sources: Box<[Source]>,
+    /// Of the rules, by number.
+    ids: Box<[RuleId]>,
 }
 
 impl TableIndex {
-    pub(super) fn new(sources: Box<[Source]>) -> Self {
+    pub(super) fn new(sources: Box<[Source]>, ids: Box<[RuleId]>) -> Self {
         let mut parts = Parts::default();
         let mut open: [Vec<RuleNumber>; 2] = Default::default();
         let mut open_on_all_ports = [[false; 2]; 2];
@@ -194,12 +210,13 @@ impl TableIndex {
             open_on_all_ports,
             arena: matchers.arena,
             sources,
+            ids,
         }
     }
 
     /// What it was made from.
-    pub(super) fn sources(&self) -> &[Source] {
-        &self.sources
+    pub(super) fn sources(&self) -> (&[Source], &[RuleId]) {
+        (&self.sources, &self.ids)
     }
 
     /// `bits` are those of `peer_groups`.

@@ -2,11 +2,13 @@
 //! rebuilds only what it touches.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::*;
 use crate::model::{
     Address, Attachment, Entity, EntityIx, EntityKind, GroupIx, Interface, Peer, Place, PortRange,
-    RuleId, SecurityGroup, SecurityGroupRule, Subnet, SubnetIx, Traffic, Vpc, protocol,
+    PrefixList, PrefixListIx, RuleId, SecurityGroup, SecurityGroupRule, Subnet, SubnetIx, Traffic,
+    Vpc, protocol,
 };
 
 fn place() -> Place {
@@ -58,7 +60,7 @@ fn model(groups: Vec<SecurityGroup>, members: &[&[usize]]) -> Model {
             route_table: Default::default(),
             place: place(),
         }],
-        security_groups: groups,
+        security_groups: groups.into_iter().map(Arc::new).collect(),
         entities: (0..members.len())
             .map(|i| Entity {
                 name: format!("e{i}"),
@@ -256,6 +258,65 @@ fn shared_tables_stay_right_when_a_group_is_declared_before_the_others() {
     );
     assert!(ingress(&after, 1).shares_index_with(ingress(&before, 1)));
     assert!(admitted(&after, 1, "10.0.0.10", 5432).is_some());
+}
+
+#[test]
+fn a_clone_shares_what_it_does_not_change() {
+    let peer = |group| Peer::Group(GroupIx::new(group));
+    let groups = vec![
+        group("a", vec![rule("a", tcp(1), peer(1))]),
+        group("b", vec![rule("b", tcp(1), peer(0))]),
+    ];
+    let model = model(groups, &[&[0], &[1]]);
+    let before = Policy::compile(&model, None);
+    let mut changed = model.clone();
+    changed.group_mut(GroupIx::new(0)).ingress[0].description = "other".to_owned();
+    assert!(Arc::ptr_eq(
+        &changed.security_groups[1],
+        &model.security_groups[1]
+    ));
+    let after = Policy::compile(&changed, Some(&before));
+    for at in [0, 1] {
+        assert!(ingress(&after, at).shares_index_with(ingress(&before, at)));
+    }
+    let named = |policy: &Policy| admitted(policy, 0, "10.0.0.11", 1);
+    assert_eq!(named(&after).as_deref(), Some("other"));
+    assert_eq!(named(&before).as_deref(), Some("a"));
+}
+
+/// The very same rules, whose references by position mean something else.
+#[test]
+fn a_shared_group_is_made_anew_where_its_peers_are_others() {
+    let list = |entry: &str| PrefixList {
+        id: "pl-1".into(),
+        name: "list".into(),
+        entries: vec![entry.parse().unwrap()],
+        place: place(),
+    };
+    let web = Peer::Group(GroupIx::new(0));
+    let listed = Peer::PrefixList(PrefixListIx::new(0));
+    let rules = vec![rule("web", tcp(80), web), rule("list", tcp(22), listed)];
+    let groups = vec![
+        group("web", vec![]),
+        group("lb", vec![]),
+        group("db", rules),
+    ];
+    let mut model = model(groups, &[&[0], &[1], &[2]]);
+    model.prefix_lists = vec![list("10.9.0.0/16")];
+    let before = Policy::compile(&model, None);
+    assert!(admitted(&before, 2, "10.0.0.10", 80).is_some());
+    assert!(admitted(&before, 2, "10.9.0.1", 22).is_some());
+
+    model.prefix_lists = vec![list("10.8.0.0/16")];
+    let after = Policy::compile(&model, Some(&before));
+    assert_eq!(admitted(&after, 2, "10.9.0.1", 22), None);
+    assert!(admitted(&after, 2, "10.8.0.1", 22).is_some());
+
+    // Who was in `web` is in `lb` now, and so the rule means.
+    model.security_groups.swap(0, 1);
+    let after = Policy::compile(&model, Some(&after));
+    assert!(admitted(&after, 2, "10.0.0.10", 80).is_some());
+    assert!(admitted(&after, 2, "10.0.0.11", 80).is_none());
 }
 
 #[test]

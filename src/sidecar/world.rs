@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -68,7 +69,7 @@ pub fn model(
     let mut groups = find_groups(rules, &asked.groups)?;
     let mut security_groups = rules.security_groups.clone();
     groups.push(GroupIx::new(security_groups.len()));
-    security_groups.push(services(rules, &asked.resolvers, &place));
+    security_groups.push(Arc::new(services(rules, &asked.resolvers, &place)));
 
     let mut model = Model {
         vpc: Vpc {
@@ -187,7 +188,7 @@ fn find_groups(rules: &LoadedRules, asked: &[String]) -> Result<Vec<GroupIx>, Un
     let mut found = Vec::new();
     for name in asked {
         let plain = name.strip_prefix("sg/").unwrap_or(name);
-        let is_it = |group: &SecurityGroup| group.name == plain || group.id == plain;
+        let is_it = |group: &Arc<SecurityGroup>| group.name == plain || group.id == plain;
         let at = rules.security_groups.iter().position(is_it);
         let at = GroupIx::new(at.ok_or_else(|| {
             UnknownGroup {
@@ -209,7 +210,7 @@ fn find_groups(rules: &LoadedRules, asked: &[String]) -> Result<Vec<GroupIx>, Un
 /// the resolver's port at the resolvers that the workload is told to use.
 fn services(rules: &LoadedRules, resolvers: &[IpAddr], place: &Place) -> SecurityGroup {
     let taken = |name: &str| {
-        let same = |group: &SecurityGroup| group.name.eq_ignore_ascii_case(name);
+        let same = |group: &Arc<SecurityGroup>| group.name.eq_ignore_ascii_case(name);
         rules.security_groups.iter().any(same)
     };
     let mut name = SERVICES.to_owned();

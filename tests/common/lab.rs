@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test target uses a part")]
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sgwall::model::{
@@ -40,14 +41,14 @@ pub fn empty_model() -> Model {
             subnet("one", "10.0.0.0/20", "fd00:0:0:1::/64"),
             subnet("two", "10.0.16.0/24", "fd00:0:0:2::/64"),
         ],
-        security_groups: vec![SecurityGroup {
+        security_groups: vec![Arc::new(SecurityGroup {
             id: "sg-default".into(),
             name: "default".into(),
             description: String::new(),
             ingress: Vec::new(),
             egress: Vec::new(),
             place: place.clone(),
-        }],
+        })],
         ..Model::default()
     }
 }

@@ -25,7 +25,7 @@ pub fn ports_begin_early(model: &mut Model) {
 }
 
 pub fn ingress_open(model: &mut Model) {
-    for group in &mut model.security_groups {
+    for group in model.groups_mut() {
         for peer in [
             Peer::Ipv4(Ipv4Net::default()),
             Peer::Ipv6(Ipv6Net::default()),
@@ -66,7 +66,7 @@ pub fn groups_cover_public(model: &mut Model) {
 }
 
 pub fn no_self_reference(model: &mut Model) {
-    for (ix, group) in model.security_groups.iter_mut().enumerate() {
+    for (ix, group) in model.groups_mut().enumerate() {
         let other = |rule: &SecurityGroupRule| !matches!(rule.peer, Peer::Group(g) if g.ix() == ix);
         group.ingress.retain(other);
         group.egress.retain(other);
@@ -311,7 +311,7 @@ fn each_acl(model: &mut Model, change: impl Fn(&mut Vec<AclEntry>)) {
 fn each_rule(model: &mut Model, mut change: impl FnMut(&mut SecurityGroupRule)) {
     for SecurityGroup {
         ingress, egress, ..
-    } in &mut model.security_groups
+    } in model.groups_mut()
     {
         ingress.iter_mut().chain(egress).for_each(&mut change);
     }

@@ -209,7 +209,7 @@ impl Blueprint {
             .collect();
         let security_groups = numbered()
             .zip(&self.groups)
-            .map(|(ix, plan)| universe.group(ix, plan))
+            .map(|(ix, plan)| Arc::new(universe.group(ix, plan)))
             .collect();
         let acls: Vec<_> = numbered()
             .zip(&self.acls)

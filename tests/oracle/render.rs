@@ -235,7 +235,7 @@ pub fn without_places(mut model: Model) -> Model {
     for list in &mut model.prefix_lists {
         list.place = place();
     }
-    for group in &mut model.security_groups {
+    for group in model.groups_mut() {
         group.place = place();
         for rule in group.ingress.iter_mut().chain(&mut group.egress) {
             rule.place = place();

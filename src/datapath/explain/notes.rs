@@ -78,7 +78,7 @@ impl<'p> Notes<'p> {
         direction: Direction,
         peer: IpAddr,
         query: Query,
-        rule: Option<&CompiledRule>,
+        rule: Option<CompiledRule<'_>>,
         opens: Option<bool>,
     ) {
         let what = match rule {

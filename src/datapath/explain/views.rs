@@ -189,8 +189,8 @@ impl fmt::Display for RuleView {
     }
 }
 
-impl From<&CompiledRule> for RuleView {
-    fn from(rule: &CompiledRule) -> Self {
+impl From<CompiledRule<'_>> for RuleView {
+    fn from(rule: CompiledRule<'_>) -> Self {
         let place = rule.place();
         Self {
             id: rule.id.to_string(),

@@ -251,14 +251,14 @@ impl Lab {
 
     fn group(&mut self, ingress: &[(Traffic, Peer)], egress: &[(Traffic, Peer)]) -> GroupIx {
         let group = GroupIx::new(self.0.security_groups.len());
-        self.0.security_groups.push(SecurityGroup {
+        self.0.security_groups.push(Arc::new(SecurityGroup {
             id: format!("sg-{}", group.ix()),
             name: format!("g{}", group.ix()),
             description: String::new(),
             ingress: Vec::new(),
             egress: Vec::new(),
             place: place(),
-        });
+        }));
         for (traffic, peer) in ingress {
             self.allow_in(group, *traffic, *peer);
         }
@@ -269,12 +269,12 @@ impl Lab {
     }
 
     fn allow_in(&mut self, group: GroupIx, traffic: Traffic, peer: Peer) {
-        let rules = &mut self.0.security_groups[group.ix()].ingress;
+        let rules = &mut self.0.group_mut(group).ingress;
         rules.push(rule("ingress", group, rules.len(), traffic, peer));
     }
 
     fn allow_out(&mut self, group: GroupIx, traffic: Traffic, peer: Peer) {
-        let rules = &mut self.0.security_groups[group.ix()].egress;
+        let rules = &mut self.0.group_mut(group).egress;
         rules.push(rule("egress", group, rules.len(), traffic, peer));
     }
 

@@ -119,25 +119,25 @@ fn table(groups: &[Vec<Source>]) -> RuleTable {
         description: String::new(),
         place: place.clone(),
     };
-    let mut group = |sources: &Vec<Source>| GroupTable {
-        index: Arc::new(TableIndex::new(sources.clone().into())),
-        rules: CompiledRule::all_of(
-            &SecurityGroup {
+    let mut group = |sources: &Vec<Source>| {
+        let rules = sources.iter().zip(&mut ids);
+        let ingress: Vec<SecurityGroupRule> = rules.map(|(it, id)| rule(it, id)).collect();
+        GroupTable {
+            index: Arc::new(TableIndex::new(
+                sources.clone().into(),
+                ingress.iter().map(|rule| rule.id).collect(),
+            )),
+            declared: Arc::new(SecurityGroup {
                 id: String::new(),
                 name: String::new(),
                 description: String::new(),
-                ingress: sources
-                    .iter()
-                    .zip(&mut ids)
-                    .map(|(it, id)| rule(it, id))
-                    .collect(),
+                ingress,
                 egress: Vec::new(),
                 place: place.clone(),
-            },
-            Direction::Ingress,
-        ),
+            }),
+        }
     };
-    RuleTable::new(groups.iter().map(&mut group).collect())
+    RuleTable::new(Direction::Ingress, groups.iter().map(&mut group).collect())
 }
 
 fn is_peer(peers: &PeerSet, peer: IpAddr, groups: &[GroupKey]) -> bool {
@@ -215,7 +215,7 @@ fn a_list_that_many_rules_name_is_in_the_table_once() {
             (Traffic::Tcp(ports), PeerSet::List(Arc::clone(list)))
         })
         .collect();
-    let index = TableIndex::new(rules.into());
+    let index = TableIndex::new(rules.into(), Box::default());
     assert_eq!(index.v4.len(), 512);
     // Each port and the gap after it, twice.
     assert!(index.arena.size() <= 2 * 1_001, "{}", index.arena.size());

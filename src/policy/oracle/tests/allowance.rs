@@ -110,7 +110,7 @@ fn an_untracked_flow_that_is_to_be_tracked_needs_a_place() {
         oracle.verdict(&echo(a, "10.0.1.10", "10.0.1.11", true, 1), at(0)),
         b,
     );
-    lab.0.security_groups[group.ix()].ingress.clear();
+    lab.0.group_mut(group).ingress.clear();
     oracle.replace_model(lab.model());
     assert_eq!(
         oracle.verdict(&ask(a, 1), at(1)),

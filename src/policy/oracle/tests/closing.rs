@@ -197,7 +197,7 @@ fn a_syn_on_a_closed_connection_is_a_new_one_for_the_rules_to_judge() {
     pair.passes(&pair.back(SYN_ACK, 9000, 7001, 0), 3);
 
     pair.passes(&pair.forth(RST, 7001, 0, 0), 4);
-    pair.lab.0.security_groups[1].ingress.clear();
+    pair.lab.0.group_mut(GroupIx::new(1)).ingress.clear();
     pair.oracle.replace_model(pair.lab.model());
     assert_eq!(
         pair.oracle.verdict(&pair.forth(SYN, 8000, 0, 0), at(5)),

@@ -87,8 +87,8 @@ fn a_tracked_flow_outlives_the_rule_that_admitted_it() {
     let open = tcp_packet(a, "10.0.1.10", "10.0.1.11", 40_000, 80, SYN);
     assert_delivered(oracle.verdict(&open, at(0)), b);
 
-    lab.0.security_groups[server.ix()].ingress.clear();
-    lab.0.security_groups[client.ix()].egress.clear();
+    lab.0.group_mut(server).ingress.clear();
+    lab.0.group_mut(client).egress.clear();
     oracle.replace_model(lab.model());
 
     let more = tcp_packet(a, "10.0.1.10", "10.0.1.11", 40_000, 80, ACK);

@@ -48,7 +48,7 @@ fn later_fragments_follow_the_first_without_rules_or_flows() {
     let mut oracle = lab.oracle();
     assert_delivered(oracle.verdict(&part(a, 1, 0, 16, true), at(0)), b);
     // Neither the rules' end nor the flow's stops them.
-    for group in &mut lab.0.security_groups {
+    for group in lab.0.groups_mut() {
         group.ingress.clear();
         group.egress.clear();
     }
@@ -65,7 +65,7 @@ fn later_fragments_follow_the_first_without_rules_or_flows() {
 #[test]
 fn later_fragments_are_dropped_where_and_as_the_first() {
     let (mut lab, a, b) = pair();
-    lab.0.security_groups[1].ingress.clear();
+    lab.0.group_mut(GroupIx::new(1)).ingress.clear();
     let mut oracle = lab.oracle();
     let refused = dropped(DropReason::NoIngressRule, b);
     assert_eq!(oracle.verdict(&part(a, 1, 0, 16, true), at(0)), refused);
@@ -100,7 +100,7 @@ fn what_comes_before_the_first_waits_and_follows_in_order() {
 #[test]
 fn those_that_waited_share_a_refused_firsts_fate() {
     let (mut lab, a, _) = pair();
-    lab.0.security_groups[0].egress.clear();
+    lab.0.group_mut(GroupIx::new(0)).egress.clear();
     let mut oracle = lab.oracle();
     let last = part(a, 1, 16, 3, false);
     assert_eq!(oracle.verdict(&last, at(0)), Judgement::Held { at: a });

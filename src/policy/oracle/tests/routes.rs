@@ -192,7 +192,7 @@ fn an_interface_with_the_check_refuses_what_is_for_others() {
     let mut oracle = net.lab.oracle();
     oracle.verdict(&syn(net.a, "10.0.1.10", "8.8.8.8", 80), at(0));
     assert_eq!(oracle.flows(), 2);
-    net.lab.0.security_groups[0].ingress.clear();
+    net.lab.0.group_mut(GroupIx::new(0)).ingress.clear();
     assert_eq!(
         net.ask("8.8.8.8"),
         dropped(DropReason::NoIngressRule, net.appliance)

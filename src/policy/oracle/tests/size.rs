@@ -104,7 +104,7 @@ fn the_path_through_a_gateway_takes_1500_bytes_and_no_more() {
 #[test]
 fn the_size_comes_after_the_route_and_before_the_receivers_guards() {
     let (mut lab, a, b) = pair(1500);
-    lab.0.security_groups[1].ingress.clear();
+    lab.0.group_mut(GroupIx::new(1)).ingress.clear();
     lab.acl(1, &[], &[]);
     assert_eq!(
         lab.oracle().verdict(&long(a, 1501, true), at(0)),

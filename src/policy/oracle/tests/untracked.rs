@@ -44,7 +44,7 @@ impl Example {
     }
 
     fn web(&mut self) -> &mut SecurityGroup {
-        &mut self.lab.0.security_groups[self.web.ix()]
+        self.lab.0.group_mut(self.web)
     }
 
     fn rule(&self, direction: Direction, nth: usize) -> Admission {
