@@ -197,11 +197,15 @@ fn enforce_fleet(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(change, name), |bencher| {
                 let (models, appliance) = (&*models, &*appliance);
                 bencher.iter_batched(
-                    || (),
-                    |()| {
+                    // Who changes a model clones it first; one that was read is there.
+                    || {
                         turn += 1;
+                        let next = &models[turn % 2];
+                        (next, is_read_anew.then(|| next.clone()))
+                    },
+                    |(next, read)| {
                         let before = appliance.engine().policy();
-                        let declared = models[turn % 2].clone();
+                        let declared = read.unwrap_or_else(|| next.clone());
                         let replaced = appliance.replace(declared);
                         replaced.expect("the same topology");
                         before

@@ -19,6 +19,7 @@ TARGETS = [
     (r"^compile fleet/", 50e6, "ns", "compile 1,000 interfaces × 5 groups × 60 rules"),
     (r"^enforce fleet/one rule/", 5e6, "ns", "one of its rules changed to enforced"),
     (r"^recompile fleet/one rule, all read anew/", 5e6, "ns", "compile a file saved with one of them changed"),
+    (r"^enforce fleet/one rule, all read anew/", 5e6, "ns", "that file, once it is read, to enforced"),
     (r"worst delay by a (swap|sweep)", 1e6, "ns", "worst delay of a packet by a swap or sweep, 1,000,000 flows"),
 ]
 # The first may be at most so many times the second.

@@ -144,8 +144,8 @@ impl Recorder for Silent {
     fn step(&mut self, _: Step<'_>) {}
 }
 
-/// Records nothing, and doesn't want to know why: [`Verdict::egress`] and
-/// [`Verdict::ingress`] may be `None` though rules let the packet pass. For who forwards
+/// Records nothing, and doesn't want to know why: [`Verdict::egress`](super::Verdict::egress) and
+/// [`Verdict::ingress`](super::Verdict::ingress) may be `None` though rules let the packet pass. For who forwards
 /// packets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unasked;
