@@ -4,6 +4,7 @@
 //! is one that does nothing else, workload and sidecar may each be started again while the
 //! namespace, and what closes it, stays.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::output::Printer;
@@ -36,11 +37,13 @@ pub struct Args {
 /// # Errors
 /// [`CliError::System`] if it can't be closed.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    let at_once = signals::stop_at_once()?;
     let system = |error: &dyn std::error::Error| CliError::System(chain(error));
     sidecar::close().map_err(|error| system(&error))?;
     confine::drop_capabilities(&[]).map_err(|error| system(&error))?;
     let (tell, told) = channel::unbounded();
     let _stopping = signals::watch(tell)?;
+    at_once.store(false, Ordering::Release);
     let (printer, printed) = Printer::start()?;
     let teller = Teller::new(printer, args.format);
     let text = "the namespace is closed: nothing but lo passes until a sidecar guards it";

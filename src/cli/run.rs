@@ -45,11 +45,13 @@ pub struct Args {
     /// Name of the lab; otherwise the lab file's, without its ending.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Worker threads.
+    /// Worker threads, 64 at the most.
     #[arg(long, value_name = "N", default_value_t = default_workers(),
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     workers: usize,
-    /// Most flows remembered at a time; untracked ones have half of it.
+    /// Most flows remembered at a time; a connection within the lab is two, one at each
+    /// end. Untracked ones have half of it. What is full admits no new flow until others
+    /// end or idle out.
     #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=crate::conntrack::MAX_CAPACITY as u64))]
     max_flows: usize,

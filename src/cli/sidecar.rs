@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::builder::RangedU64ValueParser;
@@ -91,7 +91,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     workers: usize,
-    /// Most flows remembered at a time; untracked ones have half of it.
+    /// Most flows remembered at a time; untracked ones have half of it. What is full
+    /// admits no new flow until others end or idle out.
     #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=crate::conntrack::MAX_CAPACITY as u64))]
     max_flows: usize,
@@ -158,6 +159,8 @@ impl From<Kind> for EntityKind {
 /// # Errors
 /// [`CliError::System`] for whatever the system refused.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
+    // Until there is something to take down: what was taken by then stays closed.
+    let at_once = signals::stop_at_once()?;
     let watch = Watch::new(args.rules.clone());
     if let Some(file) = watch.irregular() {
         return Err(CliError::Usage(Watch::cannot_reread(file)));
@@ -207,7 +210,9 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     // Only now: threads keep the capabilities that they are started with.
     let (printer, printed) = Printer::start()?;
     let teller = Teller::new(printer, args.format);
-    let outcome = hold(args, asked, rules, names, &model, started, watch, &teller);
+    let outcome = hold(
+        args, asked, rules, names, &model, started, watch, &teller, &at_once,
+    );
     drop(teller);
     printed.wait();
     outcome
@@ -224,9 +229,11 @@ fn hold(
     closed: Unprivileged,
     watch: Watch,
     teller: &Teller,
+    at_once: &AtomicBool,
 ) -> Result<Outcome, CliError> {
     let (tell, told) = channel::unbounded();
     let stopping = signals::watch(tell)?;
+    at_once.store(false, Ordering::Release);
     let options = Options {
         workers: args.workers,
         max_flows: args.max_flows,

@@ -26,6 +26,18 @@ pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
     Ok(stopping)
 }
 
+/// Has a signal to stop end the process at once, with exit code 0, for as long as the flag
+/// is set: while nothing stands that is to be taken down in order. A container's first
+/// process would never hear of a signal that it has no handler for.
+pub(super) fn stop_at_once() -> Result<Arc<AtomicBool>, CliError> {
+    let at_once = Arc::new(AtomicBool::new(true));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 0, Arc::clone(&at_once))
+            .map_err(failed)?;
+    }
+    Ok(at_once)
+}
+
 /// What wakes the main thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
