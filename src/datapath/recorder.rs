@@ -144,9 +144,10 @@ impl Recorder for Silent {
     fn step(&mut self, _: Step<'_>) {}
 }
 
-/// Records nothing, and doesn't want to know why: [`Verdict::egress`](super::Verdict::egress) and
-/// [`Verdict::ingress`](super::Verdict::ingress) may be `None` though rules let the packet pass. For who forwards
-/// packets.
+/// Records nothing, and doesn't want to know why:
+/// [`Verdict::egress`](super::Verdict::egress) and
+/// [`Verdict::ingress`](super::Verdict::ingress) may be `None` though rules let the
+/// packet pass. For who forwards packets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unasked;
 
