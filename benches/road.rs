@@ -13,7 +13,7 @@ use dashmap::DashMap;
 use sgwall::conntrack::{FlowTable, Millis, Opening};
 use sgwall::datapath::{Datapath, Fate, Silent, Unasked};
 use sgwall::model::{Direction, InterfaceIx, RuleId, Tracking, protocol};
-use sgwall::packet::{self, FlowKey, Shape, TcpFlags, Transport};
+use sgwall::packet::{self, Brief, FlowKey, Shape, TcpFlags, Transport};
 use sgwall::policy::{Owner, Policy};
 
 use self::cpu_time::CpuTime;
@@ -57,6 +57,10 @@ fn parse(criterion: &mut Criterion<CpuTime>) {
     ] {
         group.bench_function(name, |bencher| {
             bencher.iter(|| packet::parse(black_box(&frame)));
+        });
+        // What the short road reads instead.
+        group.bench_function(format!("{name}, in brief"), |bencher| {
+            bencher.iter(|| Brief::plain(world::a(), black_box(&frame)));
         });
     }
 }

@@ -32,7 +32,7 @@ use crate::policy::Allowance;
 use allowance::Allowances;
 use shard::{Home, Shard};
 use slot::{Life, Nature, Slot, Tenant};
-use state::{Segment, State};
+use state::State;
 
 pub use flow::{FlowRef, Judged};
 pub use slot::Way;
@@ -232,7 +232,7 @@ impl FlowTable {
                 let flow = FlowRef::new(shard, found, key.protocol());
                 // Should it end in this very moment, it was there for the packet.
                 let _ = flow.take_note(
-                    opening.packet,
+                    &opening.packet.segment(),
                     opening.direction,
                     opening.tracking,
                     opening.now,
@@ -446,7 +446,7 @@ fn touch<'t>(words: impl Iterator<Item = &'t AtomicU64>) {
 }
 
 fn tenant<'a>(key: &'a FlowKey, opening: &Opening<'_>, charge: Option<InterfaceIx>) -> Tenant<'a> {
-    let segment = Segment::of(opening.packet);
+    let segment = opening.packet.segment();
     let state = State::opened_by(opening.packet.protocol, &segment.flags);
     Tenant {
         key,
@@ -478,11 +478,6 @@ fn home(hash: Hash, interface: InterfaceIx) -> Home {
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
-}
-
-/// Whether the packet asks for a new TCP connection.
-pub fn opens_connection(packet: &Packet) -> bool {
-    Segment::of(packet).opens()
 }
 
 #[cfg(test)]

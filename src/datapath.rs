@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::conntrack::{FlowTable, Millis};
 use crate::model::{Direction, InterfaceIx, RuleId, Via};
-use crate::packet::{self, Fragment, Packet, ParseError, Shape, Transport};
+use crate::packet::{self, Brief, Fragment, Packet, ParseError, Shape, Transport};
 use crate::policy::{DropReason, Guard, Owner, Policy, PolicyInterface, Service};
 use fragments::{DatagramKey, Fragments, Later};
 use station::Station;
@@ -211,6 +211,41 @@ impl Datapath {
             return Verdict::of(Err((DropReason::UnknownInterface, from)));
         };
 
+        // Most packets are plain, and go the way of one before. Hosts outside keep no flows.
+        let mut may_be_known = R::SILENT && sender.subnet().is_some();
+        if may_be_known && let Some(brief) = Brief::plain(from, frame) {
+            if let Some(verdict) = self.known_way::<R>(policy, sender, frame, &brief, shape, now) {
+                return verdict;
+            }
+            may_be_known = false;
+        }
+
+        self.judge_any(
+            policy,
+            from,
+            sender,
+            frame,
+            shape,
+            now,
+            may_be_known,
+            recorder,
+        )
+    }
+
+    /// [`Self::judge`], of any packet.
+    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
+    #[inline(never)]
+    fn judge_any<R: Recorder>(
+        &self,
+        policy: &Policy,
+        from: InterfaceIx,
+        sender: &PolicyInterface,
+        frame: &mut [u8],
+        shape: Shape,
+        now: Millis,
+        may_be_known: bool,
+        recorder: &mut R,
+    ) -> Verdict {
         // 1. Headers.
         let mut parsed = packet::parse(frame);
         recorder.step(Step::Parsed(parsed.as_ref().map_err(|error| *error)));
@@ -223,10 +258,10 @@ impl Datapath {
             }
         };
 
-        // Most packets go the way of one before.
-        if R::SILENT
+        // Others may go a known way too.
+        if may_be_known
             && let Some(verdict) =
-                self.known_way::<R>(policy, from, sender, frame, packet, shape, now)
+                self.known_way_of_any::<R>(policy, from, sender, frame, packet, shape, now)
         {
             return verdict;
         }
@@ -281,7 +316,7 @@ impl Datapath {
                 policy, from, sender, admitted, frame, packet, shape, now, recorder, verdict,
             );
             verdict.released = self.fragments.decide(key, way);
-            return way.map(|way| way.fate(packet, shape));
+            return way.map(|way| way.fate(packet.length, shape));
         }
         let way = self.pass(
             policy, from, sender, admitted, frame, packet, shape, now, recorder, verdict,
@@ -289,7 +324,7 @@ impl Datapath {
 
         // 4. Delivery. The VPC's router is invisible: it leaves the TTL alone.
         recorder.step(Step::Delivered { at: way.to, packet });
-        Ok(way.fate(packet, shape))
+        Ok(way.fate(packet.length, shape))
     }
 
     /// A fragment other than the first: it shares the first one's fate, or waits
@@ -529,7 +564,7 @@ fn follow(
         return Err((DropReason::TooBig, way.to));
     }
     way.translate(frame, packet, Shape::Whole);
-    Ok(way.fate(packet, Shape::Whole))
+    Ok(way.fate(packet.length, Shape::Whole))
 }
 
 impl Way {
@@ -552,11 +587,11 @@ impl Way {
 
     /// The fate of a packet that goes this way.
     #[inline]
-    fn fate(&self, packet: &Packet, shape: Shape) -> Fate {
+    fn fate(&self, length: usize, shape: Shape) -> Fate {
         Fate::Forward {
             to: self.to,
-            length: packet.length,
-            split: (shape.longest(packet.length) > usize::from(self.mtu)).then_some(self.mtu),
+            length,
+            split: (shape.longest(length) > usize::from(self.mtu)).then_some(self.mtu),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the appliance needs to know of a packet: read once, validated once,
 //! then a small `Copy` value. Sans-IO; allocates nothing; never panics.
 
+mod brief;
 mod build;
 mod checksum;
 mod embedded;
@@ -18,6 +19,7 @@ use std::net::IpAddr;
 
 use crate::model::{Direction, InterfaceIx, protocol};
 
+pub use brief::Brief;
 pub use build::{build, icmp_protocol};
 pub(crate) use checksum::sum;
 pub use embedded::embedded;
@@ -41,6 +43,32 @@ pub struct TcpFlags {
     pub fin: bool,
     /// Reset the connection.
     pub rst: bool,
+}
+
+/// What a packet tells of the TCP connection that it belongs to; nothing of other
+/// protocols' exchanges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Segment {
+    /// Flags.
+    pub flags: TcpFlags,
+    /// The sequence number after it: [`Transport::Tcp::end`].
+    pub end: u32,
+    /// The acknowledgement number; means something with [`TcpFlags::ack`].
+    pub acknowledgement: u32,
+}
+
+impl Segment {
+    /// Whether it asks for a new connection.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.flags.syn && !self.flags.ack
+    }
+
+    /// Whether it acknowledges everything before `end`, in the arithmetic of
+    /// RFC 9293 §3.4.
+    pub fn acknowledges(&self, end: u32) -> bool {
+        self.flags.ack && self.acknowledgement.wrapping_sub(end) < 1 << 31
+    }
 }
 
 /// What follows the IP header and its extensions.
@@ -144,6 +172,34 @@ impl Packet {
                 u16::from(kind) << 8 | u16::from(code)
             }
             Transport::Other | Transport::Fragment => 0,
+        }
+    }
+
+    /// Whether it asks for a new TCP connection.
+    #[inline]
+    pub fn opens_connection(&self) -> bool {
+        matches!(self.transport, Transport::Tcp { flags, .. } if flags.syn && !flags.ack)
+    }
+
+    /// What it tells of its TCP connection.
+    #[inline]
+    pub fn segment(&self) -> Segment {
+        match self.transport {
+            Transport::Tcp {
+                flags,
+                end,
+                acknowledgement,
+                ..
+            } => Segment {
+                flags,
+                end,
+                acknowledgement,
+            },
+            Transport::Udp { .. }
+            | Transport::IcmpQuery { .. }
+            | Transport::Icmp { .. }
+            | Transport::Other
+            | Transport::Fragment => Segment::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use sgwall::conntrack::Millis;
 use sgwall::datapath::{Answer, Datapath, Fate, Silent, Verdict};
 use sgwall::model::{InterfaceIx, Model};
-use sgwall::packet::{self, Packet, Shape, Transport};
+use sgwall::packet::{self, Brief, Packet, Shape, Transport};
 use sgwall::policy::{DropReason, Guard, Policy};
 
 use super::checks;
@@ -110,6 +110,11 @@ impl World {
     pub fn send(&mut self, from: InterfaceIx, sent: &[u8]) -> Option<(InterfaceIx, Vec<u8>)> {
         frames::write(&mut self.story, from, self.before, sent);
         self.before = frames::NOTHING;
+        if let Some(brief) = Brief::plain(from, sent) {
+            let read = packet::parse(sent).expect("what is plain can be read");
+            assert_eq!(Brief::of(from, &read), Some(brief));
+            assert_eq!(read.fragment, None);
+        }
         let mut frame = sent.to_vec();
         let verdict = self.datapath.judge(
             self.policy,

@@ -4,10 +4,10 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::shard::{Found, Shard};
 use super::slot::Life;
-use super::state::{self, Segment, State};
+use super::state::{self, State};
 use super::{Millis, Way};
 use crate::model::{Direction, RuleId, Tracking, protocol};
-use crate::packet::Packet;
+use crate::packet::Segment;
 
 /// A flow that was live when it was found. It may end, or give way to another, at
 /// any time after; then what it says doesn't count, and [`Self::take_note`] tells.
@@ -80,16 +80,15 @@ impl<'t> FlowRef<'t> {
     #[must_use]
     pub fn take_note(
         &self,
-        packet: &Packet,
+        segment: &Segment,
         direction: Direction,
         tracking: &Tracking,
         now: Millis,
     ) -> bool {
         let slot = self.found.slot;
-        let segment = Segment::of(packet);
         let mut life = self.found.life;
         // What most packets are: nothing changes but the expiry.
-        if packet.protocol == protocol::TCP
+        if self.protocol == protocol::TCP
             && life.state() == state::ESTABLISHED
             && !(segment.flags.fin || segment.flags.rst)
         {
@@ -107,7 +106,7 @@ impl<'t> FlowRef<'t> {
                 Err(other) => life = other,
             }
         }
-        self.move_on(life, &segment, direction, tracking, now)
+        self.move_on(life, segment, direction, tracking, now)
     }
 
     /// Two workers may do so at once for the two directions of a flow, so the

@@ -7,7 +7,7 @@
 //! ended 10 s, a closed one is remembered for 10 s, an ICMP question for 30 s.
 
 use crate::model::{Tracking, protocol};
-use crate::packet::{Packet, TcpFlags, Transport};
+use crate::packet::{Segment, TcpFlags};
 
 /// Idle time of a TCP connection that is opening or closing. A decision.
 const TCP_TRANSIENT: u64 = 60_000;
@@ -53,49 +53,6 @@ pub(super) struct Finished {
     responder: bool,
     initiator_acknowledged: bool,
     responder_acknowledged: bool,
-}
-
-/// What a packet tells of the TCP connection that it belongs to; nothing for
-/// other protocols.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Segment {
-    pub(super) flags: TcpFlags,
-    /// The sequence number after it.
-    pub(super) end: u32,
-    pub(super) acknowledgement: u32,
-}
-
-impl Segment {
-    pub(super) fn of(packet: &Packet) -> Self {
-        match packet.transport {
-            Transport::Tcp {
-                flags,
-                end,
-                acknowledgement,
-                ..
-            } => Self {
-                flags,
-                end,
-                acknowledgement,
-            },
-            Transport::Udp { .. }
-            | Transport::IcmpQuery { .. }
-            | Transport::Icmp { .. }
-            | Transport::Other
-            | Transport::Fragment => Self::default(),
-        }
-    }
-
-    /// Whether it asks for a new connection.
-    pub(super) fn opens(&self) -> bool {
-        self.flags.syn && !self.flags.ack
-    }
-
-    /// Whether it acknowledges everything before `end`, in the arithmetic of
-    /// RFC 9293 §3.4.
-    fn acknowledges(&self, end: u32) -> bool {
-        self.flags.ack && self.acknowledgement.wrapping_sub(end) < 1 << 31
-    }
 }
 
 /// How many times a UDP request was answered, up to the two that make a

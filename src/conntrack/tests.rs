@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::model::protocol;
-use crate::packet::{TcpFlags, Transport};
+use crate::packet::{Segment, TcpFlags, Transport};
 
 const RULE: RuleId = RuleId(7);
 const SYN: TcpFlags = TcpFlags {
@@ -110,7 +110,12 @@ impl Interface {
         if flow.is_closed() {
             return false;
         }
-        flow.take_note(packet, direction, &Tracking::default(), Millis(self.now))
+        flow.take_note(
+            &packet.segment(),
+            direction,
+            &Tracking::default(),
+            Millis(self.now),
+        )
     }
 
     fn wait(&mut self, seconds: u64) -> &Self {
@@ -462,7 +467,7 @@ fn a_live_flow_is_found_at_any_time_while_others_come_and_go() {
         let (key, packet) = nth(number);
         let flow = table.find(&key, Millis(now)).expect("it is live");
         assert_eq!(flow.admitted_by(), RuleId(number.into()));
-        assert!(flow.take_note(&packet, Direction::Egress, &long, Millis(now)));
+        assert!(flow.take_note(&packet.segment(), Direction::Egress, &long, Millis(now)));
     };
     for number in 0..STAY {
         put_off(number, 0);
@@ -508,7 +513,7 @@ fn clearing_forgets_flows_that_packets_keep_alive_too() {
                     let (key, packet) = nth(number);
                     if let Some(flow) = table.find(&key, Millis(now)) {
                         let _ = flow.take_note(
-                            &packet,
+                            &packet.segment(),
                             Direction::Egress,
                             &Tracking::default(),
                             Millis(now),
@@ -552,7 +557,7 @@ fn a_flow_that_gave_its_record_to_another_takes_no_note_any_more() {
     assert_eq!(table.sweep(Millis(30_000)), 1);
     open_nth(&table, 2, 30_000).unwrap();
     assert!(!flow.take_note(
-        &packet,
+        &packet.segment(),
         Direction::Egress,
         &Tracking::default(),
         Millis(30_000)

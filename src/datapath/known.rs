@@ -7,9 +7,9 @@
 //! is whether both ends still know the flow. Whatever isn't plain walks the whole road.
 
 use super::{Admission, Datapath, Recorder, Verdict, Way};
-use crate::conntrack::{self, FlowRef, Judged, Millis, opens_connection};
+use crate::conntrack::{self, FlowRef, Judged, Millis};
 use crate::model::{Direction, InterfaceIx};
-use crate::packet::{FlowKey, Packet, Shape};
+use crate::packet::{Brief, FlowKey, Packet, Segment, Shape};
 use crate::policy::{Policy, PolicyInterface};
 
 /// Flows above which their records aren't all in the processor's cache.
@@ -35,37 +35,36 @@ impl Datapath {
         self.flows.touch(keys);
     }
 
-    /// The verdict on a packet whose way is known and that both ends let pass. Otherwise
+    /// The verdict on a packet from a host of the VPC whose way is known and that both ends let pass. Otherwise
     /// nothing has happened, but that one of them may have taken note of the packet
     /// when the other's flow ended in that very moment; then the long road may find
     /// that the packet has closed its own connection, and drops it.
-    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
     #[inline(always)]
     pub(super) fn known_way<R: Recorder>(
         &self,
         policy: &Policy,
-        from: InterfaceIx,
         sender: &PolicyInterface,
         frame: &mut [u8],
-        packet: &mut Packet,
+        brief: &Brief,
         shape: Shape,
         now: Millis,
     ) -> Option<Verdict> {
-        // Hosts outside keep no flows, and fragments have a table of their own.
-        if sender.subnet().is_none() || packet.fragment.is_some() {
-            return None;
-        }
         let generation = policy.generation();
-        let key = packet.flow_key(from, Direction::Egress)?;
+        let Brief {
+            key,
+            segment,
+            length,
+            ..
+        } = *brief;
         let hash = self.flows.hash(&key);
         let (sent, beside) = self.flows.find_pair(&key, hash, now)?;
         let noted = sent.way(generation)?;
         let receiver = policy.interface(noted.to)?;
-        let way = Way::of(noted, sender, receiver, packet)?;
-        if shape.longest(packet.length) > usize::from(way.mtu) {
+        let way = Way::of(noted, sender, receiver, &key)?;
+        if shape.longest(length) > usize::from(way.mtu) {
             return None;
         }
-        let egress = admission::<R>(&sent, packet, Direction::Egress, generation)?;
+        let egress = admission::<R>(&sent, &segment, Direction::Egress, generation)?;
 
         let mut ingress = None;
         if receiver.subnet().is_some() {
@@ -80,21 +79,45 @@ impl Datapath {
             } else {
                 self.flows.find(&other, now)?
             };
-            let admission = admission::<R>(&received, packet, Direction::Ingress, generation)?;
-            if !received.take_note(packet, Direction::Ingress, &receiver.tracking, now) {
+            let admission = admission::<R>(&received, &segment, Direction::Ingress, generation)?;
+            if !received.take_note(&segment, Direction::Ingress, &receiver.tracking, now) {
                 return None;
             }
             ingress = admission;
         }
-        if !sent.take_note(packet, Direction::Egress, &sender.tracking, now) {
+        if !sent.take_note(&segment, Direction::Egress, &sender.tracking, now) {
             return None;
         }
-        way.translate(frame, packet, shape);
+        if !way.is_plain() {
+            way.translate(frame, &mut brief.to_translate(), shape);
+        }
         Some(Verdict {
             egress,
             ingress,
-            ..Verdict::of(Ok(way.fate(packet, shape)))
+            ..Verdict::of(Ok(way.fate(length, shape)))
         })
+    }
+
+    /// [`Self::known_way`] of a packet that isn't plain. Apart, so that what most packets
+    /// need stays small.
+    #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
+    #[inline(never)]
+    pub(super) fn known_way_of_any<R: Recorder>(
+        &self,
+        policy: &Policy,
+        from: InterfaceIx,
+        sender: &PolicyInterface,
+        frame: &mut [u8],
+        packet: &Packet,
+        shape: Shape,
+        now: Millis,
+    ) -> Option<Verdict> {
+        // Fragments have a table of their own.
+        if packet.fragment.is_some() {
+            return None;
+        }
+        let brief = Brief::of(from, packet)?;
+        self.known_way::<R>(policy, sender, frame, &brief, shape, now)
     }
 
     /// Notes the way that a packet of a known flow has gone, for those that follow.
@@ -124,10 +147,10 @@ impl Way {
         noted: conntrack::Way,
         sender: &PolicyInterface,
         receiver: &PolicyInterface,
-        packet: &Packet,
+        key: &FlowKey,
     ) -> Option<Self> {
         let new_source = if noted.new_source {
-            Some(sender.public_of(packet.source)?)
+            Some(sender.public_of(key.local())?)
         } else {
             None
         };
@@ -146,7 +169,7 @@ impl Way {
 #[expect(clippy::option_option, reason = "whether it passes, and by what")]
 fn admission<R: Recorder>(
     flow: &FlowRef<'_>,
-    packet: &Packet,
+    segment: &Segment,
     direction: Direction,
     generation: u64,
 ) -> Option<Option<Admission>> {
@@ -154,7 +177,7 @@ fn admission<R: Recorder>(
     let passes = if tracked {
         !flow.is_closed()
     } else {
-        flow.passed(Judged::Rules, direction, generation) && !opens_connection(packet)
+        flow.passed(Judged::Rules, direction, generation) && !segment.opens()
     };
     let by = || Admission {
         rule: if tracked {

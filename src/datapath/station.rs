@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use super::{Admission, Datapath, Dropped, Recorder, Step};
-use crate::conntrack::{FlowRef, Judged, Millis, NoRoom, Opening, opens_connection};
+use crate::conntrack::{FlowRef, Judged, Millis, NoRoom, Opening};
 use crate::model::{Direction, IcmpErrors, InterfaceIx, protocol};
 use crate::packet::{self, FlowKey, Packet, Transport};
 use crate::policy::{CompiledRule, DropReason, Policy, PolicyInterface, Query, RuleTable};
@@ -104,7 +104,7 @@ impl Datapath {
         let (Some(key), Some(known)) = (key, &flow) else {
             return flow;
         };
-        if !(known.is_tracked() && known.is_closed() && opens_connection(packet)) {
+        if !(known.is_tracked() && known.is_closed() && packet.opens_connection()) {
             return flow;
         }
         self.flows.forget_closed(key);
@@ -219,7 +219,7 @@ impl Datapath {
         let (Some(key), Some(tracked)) = (key, opens) else {
             if let Some(flow) = &flow {
                 // If it has ended in this moment, nothing is left to note.
-                let _ = flow.take_note(packet, direction, &interface.tracking, now);
+                let _ = flow.take_note(&packet.segment(), direction, &interface.tracking, now);
                 if station.peer_is_itself {
                     flow.set_rule(direction, rule, policy.generation());
                 }
@@ -309,7 +309,12 @@ impl Station<'_> {
                 return Err((DropReason::ConnectionClosed, at));
             }
             let rule = flow.admitted_by();
-            if !flow.take_note(packet, direction, &self.interface.tracking, self.now) {
+            if !flow.take_note(
+                &packet.segment(),
+                direction,
+                &self.interface.tracking,
+                self.now,
+            ) {
                 return Ok(Known::Unknown { replace: false });
             }
             recorder.step(Step::Tracked {
@@ -322,12 +327,17 @@ impl Station<'_> {
                 tracked: true,
             }));
         }
-        if opens_connection(packet) {
+        if packet.opens_connection() {
             return Ok(Known::Unknown { replace: true });
         }
         if self.peer_is_itself && flow.passed(Judged::Rules, direction, self.policy.generation()) {
             let rule = flow.rule(direction);
-            if !flow.take_note(packet, direction, &self.interface.tracking, self.now) {
+            if !flow.take_note(
+                &packet.segment(),
+                direction,
+                &self.interface.tracking,
+                self.now,
+            ) {
                 return Ok(Known::Unknown { replace: false });
             }
             return Ok(Known::Judged(Admission {
@@ -338,7 +348,9 @@ impl Station<'_> {
         Ok(Known::Untracked)
     }
 
-    /// The first rule that lets the packet pass.
+    /// The first rule that lets the packet pass. Inlined by force: a call apart, it makes
+    /// a first packet a tenth dearer.
+    #[inline(always)]
     fn rule_for<'t>(
         &self,
         table: &'t RuleTable,

@@ -90,26 +90,34 @@ impl FlowKey {
     /// for nothing else.
     #[inline]
     pub fn guess(at: InterfaceIx, frame: &[u8]) -> Option<Self> {
-        let word = |from: usize| -> Option<u64> {
-            let bytes = frame.get(from..)?.first_chunk()?;
-            Some(u32::from_be_bytes(*bytes).into())
-        };
-        let double = |from: usize| Some(word(from)? << 32 | word(from + 4)?);
-        let interface = (at.ix() as u64) << 32;
         Some(match frame.first()? >> 4 {
-            4 => Self {
-                local: [0, word(12)?],
-                remote: [0, word(16)?],
-                interface_and_ports: interface | word(20)?,
-                protocol: u64::from(*frame.get(9)?),
-            },
-            _ => Self {
-                local: [double(8)?, double(16)?],
-                remote: [double(24)?, double(32)?],
-                interface_and_ports: interface | word(40)?,
-                protocol: IPV6 | u64::from(*frame.get(6)?),
-            },
+            4 => Self::plain_v4(at, frame.first_chunk()?),
+            _ => Self::plain_v6(at, frame.first_chunk()?),
         })
+    }
+
+    /// The key of the flow of a packet that leaves `at`: IPv4 without options, and two
+    /// ports after it.
+    #[inline(always)]
+    pub(super) fn plain_v4(at: InterfaceIx, frame: &[u8; 24]) -> Self {
+        Self {
+            local: [0, word(frame, 12)],
+            remote: [0, word(frame, 16)],
+            interface_and_ports: (at.ix() as u64) << 32 | word(frame, 20),
+            protocol: u64::from(frame[9]),
+        }
+    }
+
+    /// Likewise of IPv6 without extension headers.
+    #[inline(always)]
+    pub(super) fn plain_v6(at: InterfaceIx, frame: &[u8; 44]) -> Self {
+        let double = |from| word(frame, from) << 32 | word(frame, from + 4);
+        Self {
+            local: [double(8), double(16)],
+            remote: [double(24), double(32)],
+            interface_and_ports: (at.ix() as u64) << 32 | word(frame, 40),
+            protocol: IPV6 | u64::from(frame[6]),
+        }
     }
 
     /// The interface that tracks the flow.
@@ -174,6 +182,18 @@ impl FlowKey {
         ((ports >> 16) as u16, ports as u16)
     }
 
+    /// The address of the interface's end.
+    #[inline]
+    pub fn local(&self) -> IpAddr {
+        self.address(self.local)
+    }
+
+    /// The address of the other end.
+    #[inline]
+    pub fn remote(&self) -> IpAddr {
+        self.address(self.remote)
+    }
+
     fn address(&self, [high, low]: [u64; 2]) -> IpAddr {
         if self.protocol & IPV6 == 0 {
             #[expect(clippy::cast_possible_truncation, reason = "the rest is zero")]
@@ -195,6 +215,18 @@ impl fmt::Debug for FlowKey {
             .field("protocol", &self.protocol())
             .finish()
     }
+}
+
+/// Four bytes, as they stand on the wire.
+#[inline(always)]
+fn word(bytes: &[u8], from: usize) -> u64 {
+    let bytes = [
+        bytes[from],
+        bytes[from + 1],
+        bytes[from + 2],
+        bytes[from + 3],
+    ];
+    u32::from_be_bytes(bytes).into()
 }
 
 #[inline(always)]
