@@ -283,7 +283,7 @@ impl Datapath {
 
     /// The road itself, station by station.
     #[expect(clippy::too_many_arguments, reason = "the road's luggage")]
-    #[inline(never)]
+    #[inline(always)]
     fn walk<R: Recorder>(
         &self,
         policy: &Policy,

@@ -130,6 +130,8 @@ struct Shared {
     stop: AtomicBool,
     busy_poll: bool,
     started: Instant,
+    /// The millisecond in which a super-packet came last.
+    bulk: CachePadded<AtomicU64>,
 }
 
 impl Shared {
@@ -162,6 +164,7 @@ impl Engine {
                 .map(|_| CachePadded::new(AtomicU64::new(0)))
                 .collect(),
             stop: AtomicBool::new(false),
+            bulk: CachePadded::new(AtomicU64::new(0)),
             busy_poll: options.busy_poll,
             started: Instant::now(),
         });

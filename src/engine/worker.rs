@@ -32,6 +32,9 @@ const LINGER: Duration = Duration::from_micros(50);
 const UNWELCOME: Duration = Duration::from_micros(20);
 /// Most times that a worker falls asleep at once, after it has been unwelcome.
 const MOST_SLEEPS: u32 = 1 << 10;
+/// Milliseconds after a super-packet for which no worker lingers: who moves so much at
+/// once doesn't wait for answers, and wants the cores.
+const BULK: u64 = 2;
 /// Events taken from one poll.
 const EVENTS: usize = 256;
 
@@ -133,7 +136,8 @@ impl Worker {
         }
         let began = Instant::now();
         let mut last = began;
-        while self.linger.is_worth_it(last - began) {
+        let bulk = self.shared.bulk.load(Ordering::Relaxed) + BULK;
+        while self.shared.now().0 > bulk && self.linger.is_worth_it(last - began) {
             self.poll(events, Some(Duration::ZERO));
             if !self.hot.is_empty() {
                 return self.linger.worked();
@@ -194,6 +198,7 @@ impl Worker {
         let now = self.shared.now();
         delivery.at_time(now);
         let mut budget = BUDGET;
+        let mut bulk = false;
         // One by one, unless it pays to know several in advance.
         let most = if datapath.anticipates() { BATCH } else { 1 };
         while budget > 0 {
@@ -212,7 +217,10 @@ impl Worker {
                 let frame = received.frame(&mut batch.buffer);
                 let envelope = received.envelope;
                 let shape = match received.shape {
-                    Ok(shape) => shape,
+                    Ok(shape) => {
+                        bulk |= matches!(shape, Shape::Segments(_));
+                        shape
+                    }
                     Err(reason) => {
                         delivery.unreadable(from, reason, frame);
                         continue;
@@ -226,6 +234,10 @@ impl Worker {
                         delivery.carry_out(from, envelope, &fragment, Shape::Whole, &verdict);
                     }
                 }
+            }
+            // Once in a millisecond at the most.
+            if bulk && self.shared.bulk.load(Ordering::Relaxed) < now.0 {
+                self.shared.bulk.store(now.0, Ordering::Relaxed);
             }
             if let Err(error) = read {
                 return self.cannot_read(link, &error);
