@@ -27,8 +27,8 @@ const ACK: u8 = 0x10;
 impl Brief {
     /// What [`super::parse`] would read, of frames that are plain: whole packets without
     /// IP options or extension headers, UDP's or those of TCP that neither open nor end a
-    /// connection. That is what most are, and it takes a third of the time. `None` of
-    /// others, broken ones among them, for which `parse` finds the words.
+    /// connection. That is what most are, and it takes less than half of the time. `None`
+    /// of others, broken ones among them, for which `parse` finds the words.
     #[inline(always)]
     pub fn plain(at: InterfaceIx, frame: &[u8]) -> Option<Self> {
         match frame.first()? {
