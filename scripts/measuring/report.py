@@ -190,7 +190,8 @@ Two namespaces, `a` and `b`, with the same addresses and MTU in every system; `a
   hook `ct state established,related accept`, then a line for each rule, and a policy of drop. With **sets**,
   one look-up for each protocol in a set of address blocks and port ranges.
 - The same rules everywhere, each for another block of addresses and a range of ports; the one that lets `a`
-  in is the last. The systems are up together; every round measures each of them once, in the same order.
+  in is the last. The systems are up together; every round measures each of them once, every
+  second round in the reverse order.
 - *No offload*: `--no-offload` for sgwall and the relay, `ethtool -K … tso off gso off gro off` on all four
   ends of the veth pairs.
 - TCP: iperf3, with each congestion control named, whatever the machine's default is. CUBIC, Linux's own default,
