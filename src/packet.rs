@@ -6,6 +6,7 @@ mod build;
 mod checksum;
 mod embedded;
 pub mod ethernet;
+mod field;
 mod join;
 mod key;
 mod nat;
@@ -178,7 +179,7 @@ impl Packet {
     /// Whether it asks for a new TCP connection.
     #[inline]
     pub fn opens_connection(&self) -> bool {
-        matches!(self.transport, Transport::Tcp { flags, .. } if flags.syn && !flags.ack)
+        self.segment().opens()
     }
 
     /// What it tells of its TCP connection.

@@ -2,9 +2,10 @@
 //!
 //! Once a packet has walked all of the road, the sender's entry keeps the way for
 //! as long as the policy is the same ([`FlowRef::way`]). What comes after it in the
-//! same direction meets the same source check, ACLs, route and destination
-//! check, as all of them depend on the flow's key and on the policy; what is left to ask
-//! is whether both ends still know the flow. Whatever isn't plain walks the whole road.
+//! same direction meets the same source check, ACLs, route and destination check,
+//! as all of them depend on the flow's key and on the policy; what is left to ask is
+//! whether both ends still know the flow. Plain packets aren't even parsed for it
+//! ([`Brief::plain`]). What finds no way here, and every fragment, walks the whole road.
 
 use super::{Admission, Datapath, Recorder, Verdict, Way};
 use crate::conntrack::{self, FlowRef, Judged, Millis};
@@ -35,10 +36,11 @@ impl Datapath {
         self.flows.touch(keys);
     }
 
-    /// The verdict on a packet from a host of the VPC whose way is known and that both ends let pass. Otherwise
-    /// nothing has happened, but that one of them may have taken note of the packet
-    /// when the other's flow ended in that very moment; then the long road may find
-    /// that the packet has closed its own connection, and drops it.
+    /// The verdict on a packet from a host of the VPC whose way is known and that both
+    /// ends let pass. Otherwise nothing has happened, but that one of them may have
+    /// taken note of the packet when the other's flow ended in that very moment; then
+    /// the long road may find that the packet has closed its own connection, and drops
+    /// it.
     #[inline(always)]
     pub(super) fn known_way<R: Recorder>(
         &self,
@@ -89,7 +91,7 @@ impl Datapath {
             return None;
         }
         if !way.is_plain() {
-            way.translate(frame, &mut brief.to_translate(), shape);
+            brief.translate(frame, shape, way.new_source, way.new_destination);
         }
         Some(Verdict {
             egress,

@@ -1,8 +1,9 @@
 //! The little that a packet of a known flow is asked for, read straight from the
 //! frame where that is plain.
 
+use super::field::{half, word};
 use super::key::FlowKey;
-use super::{Packet, Segment, TcpFlags, Transport};
+use super::{Packet, Segment, TcpFlags};
 use crate::model::{Direction, InterfaceIx, protocol};
 
 /// What the short road needs of a packet that leaves an interface.
@@ -77,22 +78,6 @@ impl Brief {
             transport_offset: packet.transport_offset,
         })
     }
-
-    /// As much of the packet as it takes to translate its addresses: what is
-    /// transported stays open, as it is no ICMP error and no fragment.
-    #[inline]
-    pub fn to_translate(&self) -> Packet {
-        Packet {
-            source: self.key.local(),
-            destination: self.key.remote(),
-            protocol: self.key.protocol(),
-            transport: Transport::Other,
-            length: self.length,
-            transport_offset: self.transport_offset,
-            fragment: None,
-            dont_fragment: true,
-        }
-    }
 }
 
 /// What the transport header at the start of `rest` tells, with `payload` bytes of
@@ -131,20 +116,10 @@ fn transport(number: u8, rest: &[u8], payload: usize) -> Option<Segment> {
     }
 }
 
-#[inline(always)]
-fn half(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-#[inline(always)]
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from(half(bytes, at)) << 16 | u32::from(half(bytes, at + 2))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{build, parse};
+    use crate::packet::{Transport, build, parse};
 
     fn at() -> InterfaceIx {
         InterfaceIx::new(7)

@@ -7,6 +7,7 @@
 //! nothing (RFC 6864 §4.1).
 
 use super::checksum;
+use super::field::{half, low, put_half, word};
 use super::shape::{Segments, Shape, Summed, Unsummed};
 use crate::model::protocol;
 
@@ -112,21 +113,21 @@ impl Head {
             return false;
         }
         let length = if self.v4 {
-            usize::from(get(frame, LENGTH))
+            usize::from(half(frame, LENGTH))
         } else {
-            IPV6_HEADER + usize::from(get(frame, PAYLOAD_LENGTH))
+            IPV6_HEADER + usize::from(half(frame, PAYLOAD_LENGTH))
         };
         let transport = &frame[self.transport..];
         let fits = match self.protocol {
             Summed::Tcp => {
                 let flags = u16::from(transport[TCP_FLAGS - 1] & 0xf) << 8
                     | u16::from(transport[TCP_FLAGS]);
-                flags & !u16::from(PSH | FIN) == u16::from(ACK) && get(transport, URGENT) == 0
+                flags & !u16::from(PSH | FIN) == u16::from(ACK) && half(transport, URGENT) == 0
             }
             // Without a checksum, whoever takes the datagrams could tell.
             Summed::Udp => {
-                usize::from(get(transport, UDP_LENGTH)) == transport.len()
-                    && (shape != Shape::Whole || get(transport, Summed::Udp.field()) != 0)
+                usize::from(half(transport, UDP_LENGTH)) == transport.len()
+                    && (shape != Shape::Whole || half(transport, Summed::Udp.field()) != 0)
             }
         };
         fits && length == frame.len()
@@ -147,7 +148,7 @@ impl Head {
         let transport = &frame[self.transport..];
         let length = low(transport.len());
         if shape != Shape::Whole {
-            let sum = get(transport, self.protocol.field());
+            let sum = half(transport, self.protocol.field());
             return Some(checksum::less(sum, length));
         }
         let addresses = if self.v4 { 12 } else { 8 };
@@ -273,20 +274,20 @@ impl Run {
         }
         let head = self.head;
         if head.v4 {
-            let old = get(frame, LENGTH);
+            let old = half(frame, LENGTH);
             let new = low(frame.len());
-            put(frame, LENGTH, new);
+            put_half(frame, LENGTH, new);
             checksum::replace(frame, CHECKSUM, &[old], &[new]);
         } else {
-            put(frame, PAYLOAD_LENGTH, low(frame.len() - IPV6_HEADER));
+            put_half(frame, PAYLOAD_LENGTH, low(frame.len() - IPV6_HEADER));
         }
         let transport = &mut frame[head.transport..];
         let length = low(transport.len());
         if head.protocol == Summed::Udp {
-            put(transport, UDP_LENGTH, length);
+            put_half(transport, UDP_LENGTH, length);
         }
         let sum = checksum::add(self.pseudo, length);
-        put(transport, head.protocol.field(), sum);
+        put_half(transport, head.protocol.field(), sum);
         let shape = Shape::Segments(Segments {
             unsummed: Unsummed {
                 transport: low(head.transport),
@@ -311,10 +312,10 @@ impl Run {
         let same = |from: usize, to: usize| first[from..to] == frame[from..to];
         let ip = if v4 {
             // Type of service; flags; time to live and protocol.
-            let counted = get(first, ID).wrapping_add(low(self.packets));
-            let id = get(frame, ID);
+            let counted = half(first, ID).wrapping_add(low(self.packets));
+            let id = half(frame, ID);
             let atomic = frame[FLAGS] & DONT_FRAGMENT != 0;
-            let follows = id == counted || atomic && id == get(first, ID);
+            let follows = id == counted || atomic && id == half(first, ID);
             follows && same(0, 2) && same(FLAGS, CHECKSUM)
         } else {
             // Traffic class and flow label; next header and hop limit.
@@ -324,10 +325,7 @@ impl Run {
             Summed::Udp => true,
             Summed::Tcp => {
                 let at = |field: usize| transport + field;
-                let sequence = |frame: &[u8]| {
-                    let at = at(SEQUENCE);
-                    u32::from(get(frame, at)) << 16 | u32::from(get(frame, at + 2))
-                };
+                let sequence = |frame: &[u8]| word(frame, at(SEQUENCE));
                 #[expect(
                     clippy::cast_possible_truncation,
                     reason = "a frame is shorter than 2^17 bytes"
@@ -340,18 +338,4 @@ impl Run {
             }
         }
     }
-}
-
-fn get(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn put(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-/// A length within one frame, which 16 bits hold.
-#[expect(clippy::cast_possible_truncation, reason = "at most 2^16 - 1")]
-fn low(value: usize) -> u16 {
-    value as u16
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::field::word;
 use crate::model::{InterfaceIx, protocol};
 
 /// In a flow key's remote port, beside the kind of question: this end asked.
@@ -101,9 +102,9 @@ impl FlowKey {
     #[inline(always)]
     pub(super) fn plain_v4(at: InterfaceIx, frame: &[u8; 24]) -> Self {
         Self {
-            local: [0, word(frame, 12)],
-            remote: [0, word(frame, 16)],
-            interface_and_ports: (at.ix() as u64) << 32 | word(frame, 20),
+            local: [0, word(frame, 12).into()],
+            remote: [0, word(frame, 16).into()],
+            interface_and_ports: (at.ix() as u64) << 32 | u64::from(word(frame, 20)),
             protocol: u64::from(frame[9]),
         }
     }
@@ -111,11 +112,11 @@ impl FlowKey {
     /// Likewise of IPv6 without extension headers.
     #[inline(always)]
     pub(super) fn plain_v6(at: InterfaceIx, frame: &[u8; 44]) -> Self {
-        let double = |from| word(frame, from) << 32 | word(frame, from + 4);
+        let double = |at| u64::from(word(frame, at)) << 32 | u64::from(word(frame, at + 4));
         Self {
             local: [double(8), double(16)],
             remote: [double(24), double(32)],
-            interface_and_ports: (at.ix() as u64) << 32 | word(frame, 40),
+            interface_and_ports: (at.ix() as u64) << 32 | u64::from(word(frame, 40)),
             protocol: IPV6 | u64::from(frame[6]),
         }
     }
@@ -215,18 +216,6 @@ impl fmt::Debug for FlowKey {
             .field("protocol", &self.protocol())
             .finish()
     }
-}
-
-/// Four bytes, as they stand on the wire.
-#[inline(always)]
-fn word(bytes: &[u8], from: usize) -> u64 {
-    let bytes = [
-        bytes[from],
-        bytes[from + 1],
-        bytes[from + 2],
-        bytes[from + 3],
-    ];
-    u32::from_be_bytes(bytes).into()
 }
 
 #[inline(always)]

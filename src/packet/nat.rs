@@ -3,7 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Packet, Shape, Transport, checksum};
+use super::field::half;
+use super::{Brief, Packet, Shape, Transport, checksum};
 use crate::model::protocol;
 
 const SOURCE: usize = 12;
@@ -37,7 +38,7 @@ impl Side {
 /// address `new`. Packets of IPv6 are left as they are.
 pub fn rewrite_source(frame: &mut [u8], packet: &mut Packet, shape: Shape, new: Ipv4Addr) {
     if let IpAddr::V4(old) = packet.source {
-        rewrite(frame, packet, shape, Side::Source, old, new);
+        Inside::of(packet).rewrite(frame, shape, Side::Source, old, new);
         packet.source = IpAddr::V4(new);
     }
 }
@@ -45,39 +46,97 @@ pub fn rewrite_source(frame: &mut [u8], packet: &mut Packet, shape: Shape, new: 
 /// Likewise for the destination address.
 pub fn rewrite_destination(frame: &mut [u8], packet: &mut Packet, shape: Shape, new: Ipv4Addr) {
     if let IpAddr::V4(old) = packet.destination {
-        rewrite(frame, packet, shape, Side::Destination, old, new);
+        Inside::of(packet).rewrite(frame, shape, Side::Destination, old, new);
         packet.destination = IpAddr::V4(new);
     }
 }
 
-fn rewrite(
-    frame: &mut [u8],
-    packet: &Packet,
-    shape: Shape,
-    side: Side,
-    old: Ipv4Addr,
-    new: Ipv4Addr,
-) {
-    let Some((header, payload)) = frame.split_at_mut_checked(packet.transport_offset) else {
-        return;
-    };
-    let payload_length = packet.length.saturating_sub(packet.transport_offset);
-    let Some(payload) = payload.get_mut(..payload_length) else {
-        return;
-    };
-    replace_address(header, side, new);
-    // The datagram's checksum is in its first fragment, and covers nothing that
-    // the translation changes but the addresses: adjusting it needs no more.
-    if packet.transport == Transport::Fragment {
-        return;
+impl Brief {
+    /// Gives the IPv4 packet in `frame`, which this was read from, new addresses as it
+    /// leaves its interface. Packets of IPv6 are left as they are.
+    #[inline]
+    pub fn translate(
+        &self,
+        frame: &mut [u8],
+        shape: Shape,
+        new_source: Option<Ipv4Addr>,
+        new_destination: Option<Ipv4Addr>,
+    ) {
+        // Errors and later fragments belong to no flow.
+        let inside = Inside {
+            from: self.transport_offset,
+            to: self.length,
+            contents: Contents::Transport(self.key.protocol()),
+        };
+        if let (IpAddr::V4(old), Some(new)) = (self.key.local(), new_source) {
+            inside.rewrite(frame, shape, Side::Source, old, new);
+        }
+        if let (IpAddr::V4(old), Some(new)) = (self.key.remote(), new_destination) {
+            inside.rewrite(frame, shape, Side::Destination, old, new);
+        }
     }
-    if let Some(unsummed) = shape.unsummed() {
-        adjust_sum(payload, unsummed.protocol.field(), old, new);
-        return;
+}
+
+/// What follows a packet's IP header, as far as its checksums go.
+#[derive(Clone, Copy)]
+struct Inside {
+    /// Where it starts in the frame.
+    from: usize,
+    /// Where the packet ends.
+    to: usize,
+    contents: Contents,
+}
+
+#[derive(Clone, Copy)]
+enum Contents {
+    /// The header of this protocol, and what it carries.
+    Transport(u8),
+    /// An ICMP error, which quotes a packet.
+    Error,
+    /// Part of a datagram, without its transport header.
+    LaterFragment,
+}
+
+impl Inside {
+    fn of(packet: &Packet) -> Self {
+        let contents = match packet.transport {
+            Transport::Fragment => Contents::LaterFragment,
+            Transport::Icmp { kind, .. }
+                if packet.protocol == protocol::ICMP && quotes_a_packet(kind) =>
+            {
+                Contents::Error
+            }
+            _ => Contents::Transport(packet.protocol),
+        };
+        Self {
+            from: packet.transport_offset,
+            to: packet.length,
+            contents,
+        }
     }
-    match packet.protocol {
-        protocol::ICMP if is_error(packet) => rewrite_embedded(payload, side.other(), old, new),
-        protocol => adjust_transport(payload, protocol, old, new),
+
+    fn rewrite(&self, frame: &mut [u8], shape: Shape, side: Side, old: Ipv4Addr, new: Ipv4Addr) {
+        let Some((header, payload)) = frame.split_at_mut_checked(self.from) else {
+            return;
+        };
+        let Some(payload) = payload.get_mut(..self.to.saturating_sub(self.from)) else {
+            return;
+        };
+        replace_address(header, side, new);
+        // The datagram's checksum is in its first fragment, and covers nothing that
+        // the translation changes but the addresses: adjusting it needs no more.
+        if matches!(self.contents, Contents::LaterFragment) {
+            return;
+        }
+        if let Some(unsummed) = shape.unsummed() {
+            adjust_sum(payload, unsummed.protocol.field(), old, new);
+            return;
+        }
+        match self.contents {
+            Contents::Transport(protocol) => adjust_transport(payload, protocol, old, new),
+            Contents::Error => rewrite_embedded(payload, side.other(), old, new),
+            Contents::LaterFragment => {}
+        }
     }
 }
 
@@ -116,7 +175,7 @@ fn rewrite_embedded(icmp: &mut [u8], side: Side, old: Ipv4Addr, new: Ipv4Addr) {
     let before = checksum::sum(quoted);
     let (header, rest) = quoted.split_at_mut(header_length);
     replace_address(header, side, new);
-    let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    let offset = half(header, 6) & 0x1fff;
     if offset == 0 {
         adjust_transport(rest, header[9], old, new);
     }
@@ -160,15 +219,10 @@ fn words(address: Ipv4Addr) -> [u16; 2] {
     [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
 }
 
-fn is_error(packet: &Packet) -> bool {
-    // RFC 792: unreachable, source quench, redirect, time exceeded, parameter problem.
-    matches!(
-        packet.transport,
-        Transport::Icmp {
-            kind: 3 | 4 | 5 | 11 | 12,
-            ..
-        }
-    )
+/// Whether an ICMP message of this type quotes one: unreachable, source quench,
+/// redirect, time exceeded, parameter problem (RFC 792).
+fn quotes_a_packet(kind: u8) -> bool {
+    matches!(kind, 3 | 4 | 5 | 11 | 12)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! checksums computed.
 
 use super::checksum;
+use super::field::{half, low, put_half, put_word, word};
 use super::shape::{Shape, Summed, Unsummed};
 
 /// Where in an IP header the fields are that differ from segment to segment.
@@ -128,15 +129,15 @@ impl Cut {
         let length = packet.len();
         let last = self.headers + offset + (length - self.headers) == self.length;
         if packet[0] >> 4 == 4 {
-            let old = [get(packet, IPV4_LENGTH), get(packet, IPV4_ID)];
+            let old = [half(packet, IPV4_LENGTH), half(packet, IPV4_ID)];
             let new = [low(length), old[1].wrapping_add(low(number))];
-            put(packet, IPV4_LENGTH, new[0]);
-            put(packet, IPV4_ID, new[1]);
+            put_half(packet, IPV4_LENGTH, new[0]);
+            put_half(packet, IPV4_ID, new[1]);
             checksum::replace(packet, IPV4_CHECKSUM, &old, &new);
         } else {
             let missing = low(self.length - length);
-            let payload = get(packet, IPV6_LENGTH).wrapping_sub(missing);
-            put(packet, IPV6_LENGTH, payload);
+            let payload = half(packet, IPV6_LENGTH).wrapping_sub(missing);
+            put_half(packet, IPV6_LENGTH, payload);
         }
 
         let transport = usize::from(self.unsummed.transport);
@@ -146,44 +147,29 @@ impl Cut {
         match self.unsummed.protocol {
             Summed::Tcp => {
                 let at = TCP_SEQUENCE;
-                let first = u32::from(get(transport, at)) << 16 | u32::from(get(transport, at + 2));
+                let first = word(transport, at);
                 #[expect(
                     clippy::cast_possible_truncation,
                     reason = "a frame is shorter than 2^17 bytes"
                 )]
                 let sequence = first.wrapping_add(offset as u32);
-                transport[at..at + 4].copy_from_slice(&sequence.to_be_bytes());
+                put_word(transport, at, sequence);
                 let not_its_own = if last { 0 } else { FIN | PSH };
                 let not_its_own = not_its_own | if number == 0 { 0 } else { CWR };
                 transport[TCP_FLAGS] &= !not_its_own;
             }
-            Summed::Udp => put(transport, UDP_LENGTH, part),
+            Summed::Udp => put_half(transport, UDP_LENGTH, part),
         }
         let field = self.unsummed.protocol.field();
-        let pseudo = checksum::less(get(transport, field), whole);
-        put(transport, field, checksum::add(pseudo, part));
+        let pseudo = checksum::less(half(transport, field), whole);
+        put_half(transport, field, checksum::add(pseudo, part));
         let checksum = match (!checksum::sum(transport), self.unsummed.protocol) {
             // Zero says that there is none (RFC 768).
             (0, Summed::Udp) => 0xffff,
             (checksum, _) => checksum,
         };
-        put(transport, field, checksum);
+        put_half(transport, field, checksum);
     }
-}
-
-fn get(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn put(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-/// The low 16 bits of a length or number, which have it all: IPv4's lengths and
-/// those of transports don't reach further.
-#[expect(clippy::cast_possible_truncation, reason = "as above")]
-fn low(value: usize) -> u16 {
-    value as u16
 }
 
 #[cfg(test)]
