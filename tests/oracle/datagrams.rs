@@ -76,6 +76,16 @@ pub fn flood_plan() -> impl Strategy<Value = FloodPlan> {
 }
 
 impl DatagramPlan {
+    /// The datagram as it was before it was cut up.
+    pub fn build(&self, model: &Model) -> Frame {
+        self.packet.build_long(model, self.payload())
+    }
+
+    /// Bytes after its transport header.
+    pub fn payload(&self) -> usize {
+        *pick(&SIZES, self.size)
+    }
+
     /// The fragments that are sent at once, as they are.
     pub fn first_parts(&self) -> Vec<PartPlan> {
         let next = PartPlan { which: 0, odd: 0 };
@@ -98,9 +108,8 @@ struct Begun {
 pub struct Datagrams(Vec<Begun>);
 
 impl Datagrams {
-    /// Begins a datagram.
-    pub fn begin(&mut self, model: &Model, plan: &DatagramPlan, place: Place) {
-        let whole = plan.packet.build_long(model, *pick(&SIZES, plan.size));
+    /// Begins a datagram: `whole`, cut up as planned.
+    pub fn begin(&mut self, whole: &Frame, plan: &DatagramPlan, place: Place) {
         let length = whole.bytes.len() - datagram_start(&whole.bytes);
         let units = length.div_ceil(8);
         let mut ends: Vec<usize> = plan
@@ -137,7 +146,7 @@ impl Datagrams {
         self.0.push(Begun {
             from: whole.packet.from,
             place,
-            bytes: whole.bytes,
+            bytes: whole.bytes.clone(),
             parts,
             sent: 0,
         });

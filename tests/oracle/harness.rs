@@ -260,12 +260,18 @@ impl World {
     fn frames(&mut self, model: &Model, step: &Step) -> Vec<(Frame, Place)> {
         let one = match step {
             Step::Send(plan) => Some((plan.build(model), self.history.new_talk())),
-            Step::Turn(back, plan) => self.history.turn(*back, *plan),
+            Step::Turn(back, plan) => self.history.turn(*back, *plan, plan.payload()),
             Step::Error(back, plan) => self.history.error(model, *back, *plan),
             Step::Forward(back, by) => self.history.forward(model, *back, *by),
             Step::Datagram(plan) => {
                 let place = self.history.new_talk();
-                self.datagrams.begin(model, plan, place);
+                self.datagrams.begin(&plan.build(model), plan, place);
+                None
+            }
+            Step::Pieces(back, turn, plan) => {
+                if let Some((whole, place)) = self.history.turn(*back, *turn, plan.payload()) {
+                    self.datagrams.begin(&whole, plan, place);
+                }
                 None
             }
             Step::Part(back, plan) => self.datagrams.part(*back, *plan),

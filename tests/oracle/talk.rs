@@ -44,12 +44,15 @@ pub fn turn_plan() -> impl Strategy<Value = TurnPlan> {
     )
 }
 
-/// How many bytes a turn carries: mostly next to none, and now and then more than some
-/// path takes, in the middle of a conversation whose packets were small.
-fn carried(data: u8) -> usize {
-    match data % 16 {
-        15 => *pick(&[1232, 1240, 1241, 1460, 1461, 1461, 8961, 8962], data / 16),
-        _ => usize::from(data / 64),
+impl TurnPlan {
+    /// How many bytes it carries: mostly next to none, and now and then more than some
+    /// path takes, in the middle of a conversation whose packets were small.
+    pub fn payload(&self) -> usize {
+        let data = self.data;
+        match data % 16 {
+            15 => *pick(&[1232, 1240, 1241, 1460, 1461, 1461, 8961, 8962], data / 16),
+            _ => usize::from(data / 64),
+        }
     }
 }
 
@@ -116,8 +119,9 @@ impl History {
     }
 
     /// The next packet of the conversation that the packet `back` before the
-    /// last is a part of, if it is a part of one.
-    pub fn turn(&self, back: u8, plan: TurnPlan) -> Option<(Frame, Place)> {
+    /// last is a part of, if it is a part of one; of all but ICMP with so many bytes of
+    /// payload.
+    pub fn turn(&self, back: u8, plan: TurnPlan, carried: usize) -> Option<(Frame, Place)> {
         let earlier = self.earlier(back)?;
         let (mut packet, place) = if plan.reply {
             let (to, seen) = earlier.seen?;
@@ -136,8 +140,9 @@ impl History {
         if packet.fragment.take().is_some() || packet.length < headers {
             packet.length = headers;
         }
-        if let Payload::Tcp { .. } = packet.payload {
-            packet.length = headers + carried(plan.data);
+        if let Payload::Tcp { data, .. } = &mut packet.payload {
+            *data = short(carried);
+            packet.length = headers + carried;
             self.number(&mut packet.payload, place, plan);
         } else if let Payload::Icmp {
             quoted: Some(_), ..
@@ -150,8 +155,8 @@ impl History {
             }
         }
         let headers = header_length(packet.source.is_ipv4(), packet.payload, Extension::Absent);
-        if let Payload::Udp { .. } = packet.payload {
-            packet.length = headers + carried(plan.data);
+        if let Payload::Udp { .. } | Payload::Other(_) = packet.payload {
+            packet.length = headers + carried;
         }
         packet.length = packet.length.max(headers);
         Some((Frame::new(packet, Extension::Absent), place))
@@ -316,7 +321,6 @@ impl History {
             flags: set,
             sequence,
             acknowledgement,
-            data,
             ..
         } = payload
         else {
@@ -341,7 +345,6 @@ impl History {
             13 => SYN_ACK,
             _ => first_flags(plan.flags / 8),
         };
-        *data = short(carried(plan.data));
         *sequence = own.map_or(5000, |own| own.end);
         *acknowledgement = other.map_or(0, |other| other.end);
         match plan.number % 16 {

@@ -50,6 +50,8 @@ pub enum Step {
     Forward(u8, u8),
     /// Somebody begins to send a datagram in fragments.
     Datagram(DatagramPlan),
+    /// The conversation of an earlier packet goes on, with a datagram in fragments.
+    Pieces(u8, TurnPlan, DatagramPlan),
     /// Another fragment of an earlier datagram is sent.
     Part(u8, PartPlan),
     /// Somebody sends many fragments at once.
@@ -117,11 +119,10 @@ impl Step {
                 vec![flood(), Self::Wait(HALF_A_MINUTE), flood()]
             }
             Self::Idle(back, _, turn) => vec![self.clone(), Self::Turn(*back, *turn)],
-            Self::Datagram(plan) => {
+            Self::Datagram(plan) | Self::Pieces(_, _, plan) => {
                 let parts = plan.first_parts();
-                let begin = Self::Datagram(plan.clone());
                 let parts = parts.into_iter().map(|part| Self::Part(0, part));
-                std::iter::once(begin).chain(parts).collect()
+                std::iter::once(self.clone()).chain(parts).collect()
             }
             other => vec![other.clone()],
         }
@@ -448,6 +449,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (back(), talk::error_plan()).prop_map(|(back, error)| Step::Error(back, error)),
         5 => (back(), any::<u8>()).prop_map(|(back, by)| Step::Forward(back, by)),
         6 => datagrams::datagram_plan().prop_map(Step::Datagram),
+        8 => (back(), talk::turn_plan(), datagrams::datagram_plan())
+            .prop_map(|(back, turn, plan)| Step::Pieces(back, turn, plan)),
         10 => (back(), datagrams::part_plan()).prop_map(|(back, part)| Step::Part(back, part)),
         6 => any::<u8>().prop_map(Step::Wait),
         10 => (back(), any::<u8>(), talk::turn_plan())
