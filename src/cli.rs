@@ -20,6 +20,7 @@ use crate::lab::LabError;
 pub mod check;
 pub mod demo;
 mod drops;
+mod engine_args;
 pub mod exec;
 pub mod explain;
 mod output;

@@ -11,6 +11,7 @@ use crossbeam::channel::{self, Receiver, RecvTimeoutError};
 use serde_json::{Value, json};
 
 use super::drops::DropReader;
+use super::engine_args::EngineArgs;
 use super::output::{Paint, Printer, print};
 use super::signals::{self, Event};
 use super::standing::Standing;
@@ -18,9 +19,8 @@ use super::teller::Teller as Plain;
 use super::watch::{LOOK, Watch};
 use super::{CliError, Format, Outcome, check};
 use crate::config::{self, Loaded};
-use crate::engine::{Options, ReplaceError, default_workers};
+use crate::engine::{ReplaceError, default_workers};
 use crate::lab::{self, CommandEvent, Privilege, RunCommands, Session, Stream};
-use crate::link::Offload;
 use crate::model::Model;
 use crate::observe::drops::DropReport;
 
@@ -49,20 +49,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = default_workers(),
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     workers: usize,
-    /// Most flows remembered at a time; a connection within the lab is two, one at each
-    /// end. Untracked ones have half of it. What is full admits no new flow until others
-    /// end or idle out.
-    #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=crate::conntrack::MAX_CAPACITY as u64))]
-    max_flows: usize,
-    /// Poll without ever sleeping: packets wait less, and every worker keeps a core
-    /// busy. For machines that have cores to spare.
-    #[arg(long)]
-    busy_poll: bool,
-    /// Do without segmentation and checksum offload: every packet crosses by
-    /// itself, as long as its interface's MTU at most.
-    #[arg(long)]
-    no_offload: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Go on even if an interface can't be proven to enforce.
     #[arg(long)]
     allow_unproven: bool,
@@ -85,7 +73,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let files = std::iter::once(&args.lab).chain(&args.rules).cloned();
     let watch = Watch::new(files.collect());
-    if let Some(file) = watch.irregular() {
+    if let Some(file) = watch.pipe() {
         return Err(CliError::Usage(Watch::cannot_reread(file)));
     }
     let loaded = match load(args) {
@@ -118,18 +106,11 @@ fn hold(
     let (tell, told) = channel::unbounded();
     let stopping = signals::watch(tell)?;
     let session = Session::start(name)?;
-    let options = Options {
-        workers: args.workers,
-        max_flows: args.max_flows,
-        busy_poll: args.busy_poll,
-        log_drops: args.log_drops,
-    };
-    let offload = if args.no_offload {
-        Offload::Off
-    } else {
-        Offload::Granted
-    };
-    let standing = Standing::up(session, model, options, offload)?;
+    if let Some(warning) = args.engine.warning(args.workers) {
+        teller.say("warning", &warning, json!({ "why": warning }));
+    }
+    let options = args.engine.options(args.workers, args.log_drops);
+    let standing = Standing::up(session, model, options, args.engine.offload())?;
 
     let unproven = standing.appliance.unproven();
     teller.up(&standing, model, &unproven);
@@ -218,7 +199,7 @@ impl Reloader<'_> {
                 continue;
             }
             watch.reading();
-            match watch.irregular() {
+            match watch.pipe() {
                 None => self.reload(),
                 Some(file) => {
                     let why = Watch::cannot_reread(file);
@@ -342,8 +323,15 @@ impl Teller {
             if self.plain.format() == Format::Text
                 && let Some(entity) = model.entities.first()
             {
+                // Where others run too, a command has to say which lab it means.
+                let alone = Session::list().is_ok_and(|labs| labs.len() <= 1);
+                let which = if alone {
+                    String::new()
+                } else {
+                    format!(" --lab {lab}")
+                };
                 let hint = format!(
-                    "  sgwall exec {} -- COMMAND   sgwall status   save the file to change rules   Ctrl-C ends",
+                    "  sgwall exec{which} {} -- COMMAND   sgwall status{which}   save the file to change rules   Ctrl-C ends",
                     entity.name
                 );
                 self.plain.line(Stream::Stderr, hint);

@@ -2,32 +2,33 @@
 //! are guarded, keep them so.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use clap::builder::RangedU64ValueParser;
 use clap::{ValueEnum, ValueHint};
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel;
 use serde_json::json;
 
 use super::drops::DropReader;
+use super::engine_args::EngineArgs;
 use super::output::{Paint, Printer, print};
-use super::signals::{self, Event};
+use super::signals;
 use super::teller::Teller;
-use super::watch::{LOOK, Watch};
+use super::watch::Watch;
 use super::{CliError, Format, Outcome, check};
-use crate::config::{self, DeclaredMember, LoadedRules};
-use crate::engine::{Options, ReplaceError};
-use crate::link::Offload;
+use crate::config::{self, LoadedRules};
+use crate::lab::Session;
 use crate::model::{EntityKind, LoadBalancer, Model};
-use crate::sidecar::members::{Change, Names};
+use crate::sidecar::members::Names;
 use crate::sidecar::world::{self, Asked};
 
+mod guard;
 mod standing;
 
+use guard::Guard;
 use standing::{Closed, Standing, Unprivileged};
 
 /// Shortest time between two times that names are resolved.
@@ -62,12 +63,13 @@ pub struct Args {
         value_name = "NAME",
         required = true,
         env = "SGWALL_GROUPS",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = item
     )]
     groups: Vec<String>,
     /// An interface to take (repeatable); otherwise all but lo. Those that are not named
     /// stay open.
-    #[arg(long = "interface", value_name = "NAME")]
+    #[arg(long = "interface", value_name = "NAME", value_parser = item)]
     interfaces: Vec<String>,
     /// What becomes of the interfaces when the sidecar is told to end. A sidecar that is
     /// killed leaves them closed, always.
@@ -79,7 +81,7 @@ pub struct Args {
     refresh: u64,
     /// The resolver that the workload may always ask, as AWS's own (repeatable); otherwise
     /// those of /etc/resolv.conf. `none` for none.
-    #[arg(long = "resolver", value_name = "ADDRESS")]
+    #[arg(long = "resolver", value_name = "ADDRESS", value_parser = item)]
     resolvers: Vec<String>,
     /// What the workload stands in for. Flows of a network load balancer are always tracked.
     #[arg(long, value_enum, default_value_t)]
@@ -91,17 +93,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     workers: usize,
-    /// Most flows remembered at a time; untracked ones have half of it. What is full
-    /// admits no new flow until others end or idle out.
-    #[arg(long, value_name = "N", default_value_t = crate::conntrack::DEFAULT_CAPACITY,
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=crate::conntrack::MAX_CAPACITY as u64))]
-    max_flows: usize,
-    /// Poll without ever sleeping: packets wait less, and every worker keeps a core busy.
-    #[arg(long)]
-    busy_poll: bool,
-    /// Do without segmentation and checksum offload.
-    #[arg(long)]
-    no_offload: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Take what exceeds AWS's quotas for a warning, not for a mistake.
     #[arg(long)]
     ignore_quotas: bool,
@@ -162,10 +155,13 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     // Until there is something to take down: what was taken by then stays closed.
     let at_once = signals::stop_at_once()?;
     let watch = Watch::new(args.rules.clone());
-    if let Some(file) = watch.irregular() {
+    if !args.check
+        && let Some(file) = watch.pipe()
+    {
         return Err(CliError::Usage(Watch::cannot_reread(file)));
     }
     check_count(args)?;
+    Session::check_name(&args.name)?;
     let asked = Asked {
         groups: args.groups.clone(),
         resolvers: resolvers(&args.resolvers)?,
@@ -195,11 +191,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         name: &args.name,
         interfaces: &args.interfaces,
         give_back: args.on_exit == OnExit::Open,
-        offload: if args.no_offload {
-            Offload::Off
-        } else {
-            Offload::Granted
-        },
+        offload: args.engine.offload(),
     })?;
     let mut names = Names::default();
     names.watch(&rules.members);
@@ -234,15 +226,12 @@ fn hold(
     let (tell, told) = channel::unbounded();
     let stopping = signals::watch(tell)?;
     at_once.store(false, Ordering::Release);
-    let options = Options {
-        workers: args.workers,
-        max_flows: args.max_flows,
-        busy_poll: args.busy_poll,
-        log_drops: true,
-    };
-    let standing = closed.up(model, options)?;
+    if let Some(warning) = args.engine.warning(args.workers) {
+        teller.say("warning", &warning, json!({ "why": warning }));
+    }
+    let standing = closed.up(model, args.engine.options(args.workers, true))?;
     let unproven = standing.appliance.unproven();
-    let resolver = Resolver::start(Duration::from_secs(args.refresh), names.names())?;
+    let mut guard = Guard::new(args, &standing, teller, asked, rules, names)?;
     let drops = {
         let (teller, silent) = (teller.clone(), args.no_log_drops);
         DropReader::start(Arc::clone(&standing.appliance), move |report| {
@@ -257,16 +246,6 @@ fn hold(
     if !unproven.is_empty() {
         return Ok(Outcome::System);
     }
-    let mut guard = Guard {
-        args,
-        standing: &standing,
-        teller,
-        asked,
-        rules,
-        names,
-        resolver,
-        began: Instant::now(),
-    };
     let ended = if stopping.load(Ordering::Acquire) {
         Outcome::Yes
     } else {
@@ -318,6 +297,14 @@ fn warn(rules: &LoadedRules, format: Format) {
                 let _ = print(&format!("{line}\n"));
             }
         }
+    }
+}
+
+/// What one of several is called, as people write lists: `web, db`.
+fn item(text: &str) -> Result<String, &'static str> {
+    match text.trim() {
+        "" => Err("it is empty: leave it out, or the comma before or after it"),
+        item => Ok(item.to_owned()),
     }
 }
 
@@ -424,227 +411,6 @@ fn tell_up(teller: &Teller, standing: &Standing, unproven: &[(String, String)]) 
     }
 }
 
-/// Keeps the policy what files and names say.
-struct Guard<'a> {
-    args: &'a Args,
-    standing: &'a Standing,
-    teller: &'a Teller,
-    asked: Asked,
-    rules: LoadedRules,
-    names: Names,
-    resolver: Resolver,
-    began: Instant,
-}
-
-impl Guard<'_> {
-    fn until_stopped(&mut self, told: &Receiver<Event>, mut watch: Watch) -> Outcome {
-        loop {
-            let wanted = match told.recv_timeout(LOOK) {
-                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Outcome::Yes,
-                Ok(Event::Reload) => true,
-                Err(RecvTimeoutError::Timeout) => watch.look(),
-            };
-            if wanted {
-                watch.reading();
-                self.reload(&watch);
-            }
-            self.learn();
-            for name in self.standing.appeared() {
-                self.teller.say(
-                    "closed",
-                    &format!(
-                        "{name} has appeared: it is closed; start the sidecar again to take it"
-                    ),
-                    json!({ "interface": name }),
-                );
-            }
-            if let Some(name) = self.standing.gone() {
-                self.teller.say(
-                    "gone",
-                    &format!(
-                        "the device behind {name} is gone, as when the workload was started again \
-                         in another namespace: ending, to be started again"
-                    ),
-                    json!({ "interface": name }),
-                );
-                return Outcome::System;
-            }
-        }
-    }
-
-    fn reload(&mut self, watch: &Watch) {
-        if let Some(file) = watch.irregular() {
-            let why = Watch::cannot_reread(file);
-            self.standing.appliance.refuse(why.clone());
-            return self.refused(&why, json!({ "why": why }));
-        }
-        let options = check::options(self.args.ignore_quotas);
-        let rules = match config::load_rules(&self.args.rules, options) {
-            Ok(rules) => rules,
-            Err(found) => {
-                self.standing.appliance.refuse(found.to_string());
-                let text = found.render(Paint::stderr().is_on());
-                return self.refused(&text, json!({ "diagnostics": found.to_json() }));
-            }
-        };
-        for warning in &rules.warnings {
-            self.teller.say(
-                "warning",
-                &warning.render(Paint::stderr().is_on()),
-                json!({ "diagnostics": [warning] }),
-            );
-        }
-        let mut names = Names::default();
-        std::mem::swap(&mut names, &mut self.names);
-        names.watch(&rules.members);
-        self.names = names;
-        let model = match self.model(&rules) {
-            Ok(model) => model,
-            Err(why) => {
-                self.names.watch(&self.rules.members);
-                self.standing.appliance.refuse(why.clone());
-                return self.refused(&why, json!({ "why": why }));
-            }
-        };
-        match self.standing.appliance.replace(model) {
-            Ok(generation) => {
-                self.rules = rules;
-                self.resolver.ask(self.names.names());
-                self.teller.say(
-                    "reloaded",
-                    &format!("new rules in force (generation {generation})"),
-                    json!({ "generation": generation }),
-                );
-            }
-            Err(error) => {
-                self.names.watch(&self.rules.members);
-                self.not_replaced(&error);
-            }
-        }
-    }
-
-    /// Takes in what names have turned out to be.
-    fn learn(&mut self) {
-        let mut changed = false;
-        while let Ok((name, answer)) = self.resolver.answers.try_recv() {
-            let Some(change) = self.names.learn(&name, answer, self.began.elapsed()) else {
-                continue;
-            };
-            changed = true;
-            match change {
-                Change::Resolved { name, addresses } => {
-                    let list: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
-                    self.teller.say(
-                        "resolved",
-                        &format!("member {name} is {}", list.join(" ")),
-                        json!({ "name": name, "addresses": addresses }),
-                    );
-                }
-                Change::Failed { name, why, keeps } => {
-                    let then = if keeps {
-                        "its last addresses count for a while"
-                    } else {
-                        "nobody counts as this member"
-                    };
-                    self.teller.say(
-                        "unresolved",
-                        &format!("member {name} can't be resolved: {why}; {then}"),
-                        json!({ "name": name, "why": why, "keeps": keeps }),
-                    );
-                }
-            }
-        }
-        if !changed {
-            return;
-        }
-        let model = match self.model(&self.rules) {
-            Ok(model) => model,
-            // The rules in force had these groups.
-            Err(why) => return self.refused(&why, json!({ "why": why })),
-        };
-        if let Err(error) = self.standing.appliance.replace(model) {
-            self.not_replaced(&error);
-        }
-    }
-
-    fn model(&self, rules: &LoadedRules) -> Result<Model, String> {
-        let members: &[DeclaredMember] = &rules.members;
-        let groups = self.names.groups(members);
-        world::model(rules, &self.asked, &self.standing.guarded, groups)
-            .map_err(|unknown| unknown.to_string())
-    }
-
-    fn not_replaced(&self, error: &ReplaceError) {
-        match error {
-            ReplaceError::Topology(change) => {
-                let why = change.to_string();
-                self.refused(&why, json!({ "why": why }));
-            }
-            ReplaceError::Engine(error) => {
-                let text = format!(
-                    "{error}; the other workers judge by the new rules: start the sidecar again"
-                );
-                let details = json!({ "why": text, "stuck": true });
-                self.teller.say("refused", &text, details);
-            }
-        }
-    }
-
-    fn refused(&self, why: &str, details: serde_json::Value) {
-        let text = format!("{why}\nnothing changed: the rules in force stay");
-        self.teller.say("refused", &text, details);
-    }
-}
-
-/// Resolves names, again and again, on a thread of its own: an answer may take long.
-struct Resolver {
-    asked: Sender<Vec<String>>,
-    answers: Receiver<Answer>,
-}
-
-/// A name and its addresses.
-type Answer = (String, std::io::Result<Vec<IpAddr>>);
-
-impl Resolver {
-    fn start(every: Duration, names: Vec<String>) -> Result<Self, CliError> {
-        let (asked, wanted) = channel::unbounded::<Vec<String>>();
-        let (tell, answers) = channel::unbounded();
-        std::thread::Builder::new()
-            .name("sgwall-names".to_owned())
-            .spawn(move || resolve(every, names, &wanted, &tell))
-            .map_err(signals::failed)?;
-        Ok(Self { asked, answers })
-    }
-
-    /// Resolves these names from now on, at once for the first time.
-    fn ask(&self, names: Vec<String>) {
-        let _ = self.asked.send(names);
-    }
-}
-
-fn resolve(
-    every: Duration,
-    mut names: Vec<String>,
-    wanted: &Receiver<Vec<String>>,
-    tell: &Sender<Answer>,
-) {
-    loop {
-        for name in &names {
-            let answer = (name.as_str(), 0)
-                .to_socket_addrs()
-                .map(|found| found.map(|address| address.ip()).collect::<Vec<_>>());
-            if tell.send((name.clone(), answer)).is_err() {
-                return;
-            }
-        }
-        match wanted.recv_timeout(every) {
-            Ok(others) => names = others,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -678,6 +444,32 @@ mod tests {
         assert!(refused.contains("--ignore-quotas"), "{refused}");
         assert!(given(16, &["--ignore-quotas"]).is_ok());
         assert!(given(17, &["--ignore-quotas"]).is_err());
+    }
+
+    #[test]
+    fn lists_are_read_as_people_write_them() {
+        let parse = |groups: &str| {
+            Alone::try_parse_from(["sidecar", "--rules", "rules.yaml", "--group", groups])
+                .map(|alone| alone.args.groups)
+        };
+        assert_eq!(parse("web, db").unwrap(), ["web", "db"]);
+        for empty in ["", "web,", ",", " "] {
+            let refused = parse(empty).unwrap_err().to_string();
+            assert!(refused.contains("it is empty"), "{empty:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn workers_that_poll_on_every_core_are_warned_of() {
+        let warned = |more: &[&str], workers: usize| {
+            let mut words = vec!["sidecar", "--rules", "rules.yaml", "--group", "web"];
+            words.extend(more);
+            let args = Alone::parse_from(words).args;
+            args.engine.warning(workers).is_some()
+        };
+        assert!(warned(&["--busy-poll"], 1 << 16));
+        assert!(!warned(&[], 1 << 16));
+        assert!(!warned(&["--busy-poll"], 0));
     }
 
     #[test]

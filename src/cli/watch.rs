@@ -3,7 +3,7 @@
 //! watch on directories misses: links into other directories, directories that
 //! are moved away, file systems that send no events.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,20 +55,20 @@ impl Watch {
         self.restless = 0;
     }
 
-    /// What to say of such a file ([`Self::irregular`]).
+    /// What to say of such a file ([`Self::pipe`]).
     pub(super) fn cannot_reread(file: &Path) -> String {
         format!(
-            "{} is not a regular file: sgwall reads it again whenever it is saved; write it to a file",
+            "{} is a pipe: sgwall reads it again whenever it is saved; write it to a file",
             file.display()
         )
     }
 
-    /// A file that can't be read again and again, because it is a pipe or
-    /// something else that only looks like a file.
-    pub(super) fn irregular(&self) -> Option<&PathBuf> {
+    /// A file that can be read once and not again. (What can't be read at all, as a
+    /// directory, whoever reads it will say.)
+    pub(super) fn pipe(&self) -> Option<&PathBuf> {
         self.files
             .iter()
-            .find(|file| std::fs::metadata(file).is_ok_and(|found| !found.is_file()))
+            .find(|file| std::fs::metadata(file).is_ok_and(|found| found.file_type().is_fifo()))
     }
 }
 
@@ -150,11 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_file_is_told_apart() {
+    fn a_pipe_is_told_apart_from_what_can_be_read_again() {
         let (dir, _, watch) = watched();
-        assert_eq!(watch.irregular(), None);
-        let directory = dir.path().to_path_buf();
-        let watch = Watch::new(vec![directory.clone()]);
-        assert_eq!(watch.irregular(), Some(&directory));
+        assert_eq!(watch.pipe(), None);
+        assert_eq!(Watch::new(vec![dir.path().to_path_buf()]).pipe(), None);
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert_eq!(Watch::new(vec![pipe.clone()]).pipe(), Some(&pipe));
     }
 }

@@ -89,7 +89,7 @@ impl Session {
     /// A bad name, a lab of that name that runs, or a state directory that
     /// can't be made or trusted.
     pub fn start(name: &str) -> Result<Self, LabError> {
-        check_name(name)?;
+        Self::check_name(name)?;
         let base = usual_base()?;
         let dir = base.join(name);
         let lock = claim(name, &base, &dir)?;
@@ -101,6 +101,18 @@ impl Session {
         };
         session.clean()?;
         Ok(session)
+    }
+
+    /// Whether `name` may name a lab.
+    ///
+    /// # Errors
+    /// [`LabError::BadLabName`].
+    pub fn check_name(name: &str) -> Result<(), LabError> {
+        if (1..=40).contains(&name.len()) && name.chars().all(is_name_char) {
+            Ok(())
+        } else {
+            Err(LabError::BadLabName(name.to_owned()))
+        }
     }
 
     /// The lab's name.
@@ -154,7 +166,7 @@ impl Session {
                 let Ok(name) = entry.file_name().into_string() else {
                     continue;
                 };
-                if check_name(&name).is_err() || found.iter().any(|lab| lab.name == name) {
+                if Self::check_name(&name).is_err() || found.iter().any(|lab| lab.name == name) {
                     continue;
                 }
                 if let Some(pid) = holder(&entry.path().join(LOCK)) {
@@ -292,19 +304,10 @@ pub(super) fn end_all_strays() {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if check_name(&name).is_ok() && holder(&entry.path().join(LOCK)).is_none() {
+            if Session::check_name(&name).is_ok() && holder(&entry.path().join(LOCK)).is_none() {
                 Leftovers::read(&entry.path()).end_strays(&name);
             }
         }
-    }
-}
-
-/// Whether `name` may name a lab.
-pub(super) fn check_name(name: &str) -> Result<(), LabError> {
-    if (1..=40).contains(&name.len()) && name.chars().all(is_name_char) {
-        Ok(())
-    } else {
-        Err(LabError::BadLabName(name.to_owned()))
     }
 }
 
@@ -471,9 +474,9 @@ mod tests {
     #[test]
     fn names_that_could_leave_the_state_directory_are_refused() {
         for name in ["", ".", "..", "a/b", "A", "a b", &"a".repeat(41)] {
-            assert!(check_name(name).is_err(), "{name}");
+            assert!(Session::check_name(name).is_err(), "{name}");
         }
-        assert!(check_name("a-1").is_ok());
+        assert!(Session::check_name("a-1").is_ok());
     }
 
     #[test]
