@@ -28,8 +28,10 @@ const SMALL: usize = 2048;
 /// Longest time for which a worker stays awake without packets: two processes that
 /// answer each other at once take less.
 const LINGER: Duration = Duration::from_micros(50);
-/// Who gives way for so long has kept somebody else from the core.
-const UNWELCOME: Duration = Duration::from_micros(20);
+/// Who gives way for so long has kept somebody else from the core. Longer than it takes a
+/// neighbour on the same core to answer what this worker has just handed on: that is the
+/// very packet waited for.
+const UNWELCOME: Duration = Duration::from_micros(60);
 /// Most times that a worker falls asleep at once, after it has been unwelcome.
 const MOST_SLEEPS: u32 = 1 << 10;
 /// Milliseconds after a super-packet for which no worker lingers: who moves so much at
