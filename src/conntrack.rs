@@ -60,7 +60,7 @@ pub const MAX_CAPACITY: usize = 1 << 28;
 
 /// Flows of a shard, about: enough shards that who opens flows seldom waits for
 /// another, and few enough that what leads to their records stays in the cache.
-const SHARD: usize = 1 << 14;
+const SHARD: usize = 1 << 15;
 
 /// Flows that are touched at a time.
 const BATCH: usize = 64;

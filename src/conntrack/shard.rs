@@ -21,7 +21,7 @@ const CHUNK: usize = 512;
 /// Most records of a shard: their numbers are 16 bits wide, and count from 1.
 const MAX_RECORDS: usize = u16::MAX as usize;
 /// Words of a shard's first index.
-const FIRST_INDEX: usize = 128;
+const FIRST_INDEX: usize = 256;
 /// Each index is four times as long as the one before: two bits.
 const GROWTH: usize = 2;
 /// Indices that a shard may have: the last is for more than [`MAX_RECORDS`].
