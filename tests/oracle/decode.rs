@@ -248,9 +248,15 @@ fn quoted(ipv4: bool, quote: &[u8], strict: bool) -> Result<Option<Quoted>, Stri
         return Ok(None);
     }
     let ip = if ipv4 {
-        self::ipv4(quote, be16(quote, 2), strict)?
+        self::ipv4(quote, be16(quote, 2), strict)
     } else {
-        ipv6(quote, be16(quote, 4) + 40)?
+        ipv6(quote, be16(quote, 4) + 40)
+    };
+    let ip = match ip {
+        Ok(ip) => ip,
+        Err(wrong) if strict => return Err(wrong),
+        // An error that is itself sent in fragments: the first may end anywhere.
+        Err(_) => return Ok(None),
     };
     let rest = quote.get(ip.offset..).unwrap_or(&[]);
     let later = ip.fragment.is_some_and(|fragment| fragment.offset > 0);
