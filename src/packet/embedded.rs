@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::err::tcp::HeaderSliceError;
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeader, TcpHeaderSlice};
 
-use super::parse::{self, ICMP_QUERIES, ICMPV6_QUERIES};
+use super::parse::{self, Family};
 use super::{Packet, TcpFlags, Transport};
 use crate::model::protocol;
 
@@ -56,7 +56,13 @@ fn quoted_v4(quote: &[u8]) -> Option<Packet> {
         Transport::Fragment
     } else {
         let payload = here.get(transport_offset..)?;
-        quoted_transport(protocol, payload, payload_length, fragment.is_none())?
+        quoted_transport(
+            Family::V4,
+            protocol,
+            payload,
+            payload_length,
+            fragment.is_none(),
+        )?
     };
     Some(Packet {
         source: IpAddr::V4(header.source_addr()),
@@ -82,7 +88,13 @@ fn quoted_v6(quote: &[u8]) -> Option<Packet> {
     } else {
         let payload = here.get(chain.offset..)?;
         let payload_length = length.checked_sub(chain.offset)?;
-        quoted_transport(chain.next, payload, payload_length, fragment.is_none())?
+        quoted_transport(
+            Family::V6,
+            chain.next,
+            payload,
+            payload_length,
+            fragment.is_none(),
+        )?
     };
     Some(Packet {
         source: IpAddr::V6(header.source_addr()),
@@ -99,6 +111,7 @@ fn quoted_v6(quote: &[u8]) -> Option<Packet> {
 /// The transport whose header begins with `payload`, what is left of
 /// `payload_length` bytes; `whole` if these were the whole datagram.
 fn quoted_transport(
+    family: Family,
     number: u8,
     payload: &[u8],
     payload_length: usize,
@@ -131,8 +144,9 @@ fn quoted_transport(
                 destination,
             })
         }
-        protocol::ICMP => parse::icmp(payload, &ICMP_QUERIES),
-        protocol::ICMPV6 => parse::icmp(payload, &ICMPV6_QUERIES),
+        protocol::ICMP | protocol::ICMPV6 => {
+            parse::icmp(payload, parse::icmp_queries(family, number)?)
+        }
         _ => Some(Transport::Other),
     }
 }

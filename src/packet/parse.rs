@@ -16,10 +16,18 @@ use crate::model::protocol;
 /// chain only serves to make the reader work.
 const MAX_EXTENSIONS: usize = 8;
 
+/// Of which IP a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
 /// Why bytes are not a packet that can be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// A header is cut short, contradicts the length, or is no IP header.
+    /// A header is cut short, contradicts the length, or is no IP header; or the other
+    /// family's ICMP follows it.
     #[error("not a whole IP packet with consistent headers")]
     Malformed,
     /// A first fragment that doesn't hold the whole transport header.
@@ -54,9 +62,13 @@ fn parse_v4(frame: &[u8]) -> Result<Packet, ParseError> {
     let protocol = header.protocol().0;
     let (fragment, transport) = if header.is_fragmenting_payload() {
         let fragment = fragment_v4(&header, payload.len())?;
-        (Some(fragment), transport_of(fragment, protocol, payload)?)
+        let transport = transport_of(fragment, Family::V4, protocol, payload)?;
+        (Some(fragment), transport)
     } else {
-        (None, transport(protocol, payload, Extent::Whole)?)
+        (
+            None,
+            transport(Family::V4, protocol, payload, Extent::Whole)?,
+        )
     };
     Ok(Packet {
         source: IpAddr::V4(header.source_addr()),
@@ -87,8 +99,8 @@ fn parse_v6(frame: &[u8]) -> Result<Packet, ParseError> {
     };
     let payload = packet.get(chain.offset..).ok_or(ParseError::Malformed)?;
     let transport = match chain.fragment {
-        None => transport(chain.next, payload, Extent::Whole)?,
-        Some(fragment) => transport_of(fragment, chain.next, payload)?,
+        None => transport(Family::V6, chain.next, payload, Extent::Whole)?,
+        Some(fragment) => transport_of(fragment, Family::V6, chain.next, payload)?,
     };
     Ok(Packet {
         source: IpAddr::V6(header.source_addr()),
@@ -223,9 +235,14 @@ enum Extent {
 /// The transport of a datagram's part; off the fast path.
 #[cold]
 #[inline(never)]
-fn transport_of(fragment: Fragment, number: u8, payload: &[u8]) -> Result<Transport, ParseError> {
+fn transport_of(
+    fragment: Fragment,
+    family: Family,
+    number: u8,
+    payload: &[u8],
+) -> Result<Transport, ParseError> {
     match fragment.offset {
-        0 => transport(number, payload, Extent::First),
+        0 => transport(family, number, payload, Extent::First),
         _ => Ok(Transport::Fragment),
     }
 }
@@ -234,7 +251,12 @@ fn transport_of(fragment: Fragment, number: u8, payload: &[u8]) -> Result<Transp
 /// makes reading a packet half as dear again, since its result, and then the
 /// packet, go through memory.
 #[inline(always)]
-fn transport(number: u8, payload: &[u8], extent: Extent) -> Result<Transport, ParseError> {
+fn transport(
+    family: Family,
+    number: u8,
+    payload: &[u8],
+    extent: Extent,
+) -> Result<Transport, ParseError> {
     let cut = match extent {
         Extent::Whole => ParseError::Malformed,
         Extent::First => ParseError::TinyFragment,
@@ -260,8 +282,10 @@ fn transport(number: u8, payload: &[u8], extent: Extent) -> Result<Transport, Pa
                 destination: udp.destination_port(),
             })
         }
-        protocol::ICMP => icmp(payload, &ICMP_QUERIES).ok_or(cut),
-        protocol::ICMPV6 => icmp(payload, &ICMPV6_QUERIES).ok_or(cut),
+        protocol::ICMP | protocol::ICMPV6 => match icmp_queries(family, number) {
+            Some(pairs) => icmp(payload, pairs).ok_or(cut),
+            None => Err(ParseError::Malformed),
+        },
         _ => Ok(Transport::Other),
     }
 }
@@ -295,9 +319,20 @@ pub(super) fn tcp(header: &TcpHeaderSlice<'_>, payload_length: usize) -> Transpo
 }
 
 /// The types of ICMP that ask and answer with an identifier (RFC 792, RFC 950).
-pub(super) const ICMP_QUERIES: [(u8, u8); 4] = [(8, 0), (13, 14), (15, 16), (17, 18)];
+const ICMP_QUERIES: [(u8, u8); 4] = [(8, 0), (13, 14), (15, 16), (17, 18)];
 /// Likewise of ICMPv6 (RFC 4443 §4).
-pub(super) const ICMPV6_QUERIES: [(u8, u8); 1] = [(128, 129)];
+const ICMPV6_QUERIES: [(u8, u8); 1] = [(128, 129)];
+
+/// Those of the ICMP with that protocol number, if it is that of the family. The other
+/// one's no host understands, and no rule means (RFC 4443 §1).
+#[inline(always)]
+pub(super) fn icmp_queries(family: Family, number: u8) -> Option<&'static [(u8, u8)]> {
+    match (family, number) {
+        (Family::V4, protocol::ICMP) => Some(&ICMP_QUERIES),
+        (Family::V6, protocol::ICMPV6) => Some(&ICMPV6_QUERIES),
+        _ => None,
+    }
+}
 
 /// ICMP and ICMPv6 share their first eight bytes; `pairs` are the types that
 /// ask and answer. `None` without these bytes.

@@ -22,7 +22,7 @@ use self::fragments::Datagram;
 use self::groups::Seen;
 use self::routes::Path;
 use super::DropReason;
-use crate::model::{Direction, Interface, InterfaceIx, Model, RuleId};
+use crate::model::{Direction, Interface, InterfaceIx, Model, RuleId, protocol};
 
 mod acl;
 mod flows;
@@ -187,6 +187,15 @@ impl Oracle {
         }
         // Nor is a part of a datagram that cannot be.
         if packet.fragment.is_some_and(|part| !part.is_possible()) {
+            return Err(DropReason::Malformed);
+        }
+        // Nor the ICMP of the other family, which no host understands and no rule means
+        // (RFC 4443 §1). Of a later fragment it doesn't show.
+        if matches!(
+            (packet.payload, packet.source),
+            (Payload::Other(protocol::ICMP), IpAddr::V6(_))
+                | (Payload::Other(protocol::ICMPV6), IpAddr::V4(_))
+        ) {
             return Err(DropReason::Malformed);
         }
         // Without a whole transport header nobody can say where it belongs

@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sgwall::model::{
-    Attachment, Direction, Interface, InterfaceIx, Model, PortRange, Traffic, Via,
+    Attachment, Direction, Interface, InterfaceIx, Model, PortRange, Traffic, Via, protocol,
 };
 use sgwall::policy::oracle::{Packet, Payload, TcpFlags};
 
@@ -294,6 +294,12 @@ impl PacketPlan {
                     7..=10 => self.udp(self.source_port(port), port),
                     11 | 12 => self.query(ipv4),
                     13 => self.icmp(ipv4),
+                    // The other family's.
+                    14 if self.source_port.is_multiple_of(8) => Payload::Other(if ipv4 {
+                        protocol::ICMPV6
+                    } else {
+                        protocol::ICMP
+                    }),
                     _ => Payload::Other(*pick(&PROTOCOLS, self.source_port)),
                 }
             }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::packet::{build, parse};
+use crate::packet::{ParseError, build, parse};
 use proptest::prelude::any;
 
 const CLIENT: &str = "198.51.100.7";
@@ -132,12 +132,15 @@ fn only_errors_quote_a_packet() {
         assert_eq!(quoted_in(&frame).is_some(), matches!(kind, 1..=4), "{kind}");
     }
     assert_eq!(quoted_in(&probe(datagram(), false)), None);
-    // ICMP over IPv6 and the reverse are nobody's errors.
+    // ICMP over IPv6 and the reverse are nobody's errors, and no packets.
     let (from, to) = (SERVER_V6.parse().unwrap(), CLIENT_V6.parse().unwrap());
     let mut payload = vec![3, 0, 0, 0, 0, 0, 0, 0];
     payload.extend(&quote);
     let frame = build(from, to, protocol::ICMP, Transport::Other, &payload).unwrap();
-    assert_eq!(quoted_in(&frame), None);
+    assert_eq!(parse(&frame), Err(ParseError::Malformed));
+    let (from, to) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+    let frame = build(from, to, protocol::ICMPV6, Transport::Other, &payload).unwrap();
+    assert_eq!(parse(&frame), Err(ParseError::Malformed));
 }
 
 #[test]

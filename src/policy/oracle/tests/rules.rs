@@ -234,6 +234,35 @@ fn rules_of_one_family_never_match_the_other() {
 }
 
 #[test]
+fn icmp_of_the_other_family_is_malformed_whatever_the_rules() {
+    let mut lab = Lab::new();
+    let group = lab.group(
+        &[(Traffic::All, any6()), (Traffic::All, any4())],
+        &[(Traffic::All, any6()), (Traffic::All, any4())],
+    );
+    let a = lab.eni("2001:db8:1:1::10", &[group]);
+    let _b = lab.eni("2001:db8:1:1::11", &[group]);
+    let c = lab.eni("10.0.1.10", &[group]);
+    let _d = lab.eni("10.0.1.11", &[group]);
+    for (from, source, destination, number) in [
+        (a, "2001:db8:1:1::10", "2001:db8:1:1::11", protocol::ICMP),
+        (c, "10.0.1.10", "10.0.1.11", protocol::ICMPV6),
+    ] {
+        let packet = Packet::whole(
+            from,
+            ip(source),
+            ip(destination),
+            Payload::Other(number),
+            100,
+        );
+        assert_eq!(
+            lab.oracle().verdict(&packet, at(0)),
+            dropped(DropReason::Malformed, from)
+        );
+    }
+}
+
+#[test]
 fn icmp_and_icmpv6_are_different_protocols() {
     let mut lab = Lab::new();
     let v4 = lab.group(
