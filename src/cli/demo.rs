@@ -76,8 +76,9 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let model = config::load_str(LAB_FILE, LAB)
         .map_err(|found| CliError::System(found.to_string()))?
         .model;
-    let stopping = signals::stop_flag()?;
+    // Before the first thread: a user namespace can be entered only then.
     lab::prepare()?;
+    let stopping = signals::stop_flag()?;
     let session = Session::start(&args.name)?;
     let state = session.dir().to_owned();
     let say = |text: &str| {

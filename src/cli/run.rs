@@ -31,7 +31,8 @@ While it runs:
   sgwall exec ENTITY -- COMMAND    run a command inside an entity
   sgwall status                    counters, drops by reason, what is proven
 Saving a rule file, or SIGHUP, puts the new rules in force; a file with a
-mistake changes nothing. Ctrl-C or SIGTERM takes the lab down.
+mistake changes nothing. Ctrl-C or SIGTERM takes the lab down; another one, after
+a second, ends the program without that, and the next run of the name cleans up.
 
 Exit code: 0 ended as asked, 1 the files are invalid, 3 the system refused or
 an interface could not be proven to enforce.")]

@@ -1,29 +1,26 @@
 //! Ctrl-C, SIGTERM and SIGHUP, for the commands that hold something up.
 
+use std::ffi::c_int;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{self, Sender};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::CliError;
 
-/// A flag that the first signal to stop sets, so that the lab can be taken
-/// down in order; a second signal ends the process at once, and the devices
-/// with it.
+/// What comes so soon after the first signal to stop is the same once more: `timeout`
+/// signals its command and then the command's group. Taking a lab down takes less.
+const THE_SAME: Duration = Duration::from_secs(1);
+
+/// A flag that the first signal to stop sets, so that the lab can be taken down in order;
+/// another one, after a second, ends the process at once, and the devices with it. Starts
+/// a thread.
 pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(
-            signal,
-            128 + signal,
-            Arc::clone(&stopping),
-        )
-        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stopping)))
-        .map_err(failed)?;
-    }
-    Ok(stopping)
+    let (tell, _) = channel::unbounded();
+    listen(&[SIGINT, SIGTERM], tell)
 }
 
 /// Has a signal to stop end the process at once, with exit code 0, for as long as the flag
@@ -47,22 +44,36 @@ pub(super) enum Event {
     Reload,
 }
 
-/// Turns signals into events. The flag says that a first signal to stop has
-/// come.
+/// Turns signals into events. The flag says that a first signal to stop has come; see
+/// [`stop_flag`].
 pub(super) fn watch(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
-    let stopping = stop_flag()?;
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    listen(&[SIGINT, SIGTERM, SIGHUP], tell)
+}
+
+fn listen(to: &[c_int], tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
+    let stopping = Arc::new(AtomicBool::new(false));
+    let at_once = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            128 + signal,
+            Arc::clone(&at_once),
+        )
+        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stopping)))
+        .map_err(failed)?;
+    }
+    let mut signals = Signals::new(to).map_err(failed)?;
     std::thread::Builder::new()
         .name("sgwall-signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
-                let event = if signal == SIGHUP {
-                    Event::Reload
+                // Who doesn't listen any more, or never did, is told in vain.
+                if signal == SIGHUP {
+                    let _ = tell.send(Event::Reload);
                 } else {
-                    Event::Stop
-                };
-                if tell.send(event).is_err() {
-                    return;
+                    let _ = tell.send(Event::Stop);
+                    std::thread::sleep(THE_SAME);
+                    at_once.store(true, Ordering::Release);
                 }
             }
         })

@@ -54,6 +54,28 @@ fn ctrl_c_and_sigterm_take_everything_down() {
 }
 
 #[test]
+fn a_signal_that_comes_twice_at_once_is_one() {
+    if !namespaces!() {
+        return;
+    }
+    // As `timeout` sends it, to its command and then to the command's group.
+    for pause in [1, 3, 10, 30] {
+        let mut lab = Lab::up(&PAIR.replace("RUN", "exec sleep 1000"));
+        lab.process.signal(Signal::SIGINT);
+        std::thread::sleep(Duration::from_millis(pause));
+        lab.process.signal(Signal::SIGINT);
+        let status = lab.process.wait();
+        assert_eq!(
+            status.code(),
+            Some(0),
+            "{pause} ms: {}",
+            lab.process.stderr.text()
+        );
+        assert_eq!(leftovers(&lab.name, &lab.state), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn after_kill_9_nothing_forwards_and_the_next_run_cleans_up() {
     if !namespaces!() {
         return;
