@@ -1,7 +1,7 @@
 //! `sgwall sidecar`: take the interfaces of the namespace that it is in, prove that they
 //! are guarded, keep them so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,11 +53,11 @@ changes nothing. `sgwall status --probe` is the health check.
 Exit code: 0 ended as asked, 1 the files are invalid, 2 wrong usage, 3 the system
 refused, an interface could not be proven to be guarded, or its device went away.")]
 pub struct Args {
-    /// A file with `security_groups` and `prefix_lists` (repeatable).
+    /// A file with `security_groups` and `prefix_lists` (repeatable, or by commas).
     #[arg(long, value_name = "FILE", required = true, value_hint = ValueHint::FilePath,
         env = "SGWALL_RULES", value_delimiter = ',')]
     rules: Vec<PathBuf>,
-    /// A security group that the interfaces carry, by name or id (repeatable).
+    /// A security group that the interfaces carry, by name or id (repeatable, or by commas).
     #[arg(
         long = "group",
         value_name = "NAME",
@@ -160,7 +160,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     {
         return Err(CliError::Usage(Watch::cannot_reread(file)));
     }
-    check_count(args)?;
+    check_groups(args)?;
     Session::check_name(&args.name)?;
     let asked = Asked {
         groups: args.groups.clone(),
@@ -308,8 +308,14 @@ fn item(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// As many groups as AWS would put on an interface.
-fn check_count(args: &Args) -> Result<(), CliError> {
+/// As many groups as AWS would put on an interface, and each once.
+fn check_groups(args: &Args) -> Result<(), CliError> {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = args.groups.iter().find(|group| !seen.insert(*group)) {
+        return Err(CliError::Usage(format!(
+            "--group {twice} is given twice; an interface carries a group once: leave one out"
+        )));
+    }
     let count = args.groups.len();
     let most = if args.ignore_quotas {
         config::MOST_GROUPS_PER_INTERFACE
@@ -435,15 +441,18 @@ mod tests {
     fn no_more_groups_than_aws_would_put_on_an_interface() {
         let given = |count: usize, more: &[&str]| {
             let mut words = vec!["sidecar", "--rules", "rules.yaml"];
-            words.extend(std::iter::repeat_n(["--group", "web"], count).flatten());
+            let groups: Vec<String> = (0..count).map(|n| format!("--group=web-{n}")).collect();
+            words.extend(groups.iter().map(String::as_str));
             words.extend(more);
-            check_count(&Alone::parse_from(words).args)
+            check_groups(&Alone::parse_from(words).args)
         };
         assert!(given(5, &[]).is_ok());
         let refused = given(6, &[]).unwrap_err().to_string();
         assert!(refused.contains("--ignore-quotas"), "{refused}");
         assert!(given(16, &["--ignore-quotas"]).is_ok());
         assert!(given(17, &["--ignore-quotas"]).is_err());
+        let twice = given(2, &["--group", "web-1"]).unwrap_err().to_string();
+        assert!(twice.contains("--group web-1 is given twice"), "{twice}");
     }
 
     #[test]

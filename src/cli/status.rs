@@ -87,13 +87,14 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     let policy = &status.policy;
     let _ = writeln!(
         out,
-        "policy generation {}, {} reloads, {} refused; {} of {} flows remembered; {} workers",
+        "policy generation {}, {} reloads, {} refused; {} of {} flows remembered; {} worker{}",
         policy.generation,
         policy.reloads,
         policy.refused,
         status.flows.remembered,
         status.flows.capacity,
         status.workers,
+        if status.workers == 1 { "" } else { "s" },
     );
     if let Some(why) = &policy.last_refusal {
         let _ = writeln!(out, "{} {why}", paint.bad("the latest change was refused:"));

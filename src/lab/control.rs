@@ -156,7 +156,7 @@ impl Client {
             }
             let mut chunk = [0; 16 << 10];
             let count = receive_with_fds(&self.stream, &mut chunk, &mut fds).map_err(|error| {
-                let what = format!("hear from lab '{}'", self.lab);
+                let what = format!("lab '{}'", self.lab);
                 match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                         let text = format!("it does not answer within {PATIENCE:?}");

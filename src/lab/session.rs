@@ -190,7 +190,8 @@ impl Session {
             let elsewhere = !geteuid().is_root() && Path::new("/run/sgwall").exists();
             return Err(LabError::NoneRunning { elsewhere });
         }
-        let Some(name) = name else {
+        // A variable that is set to nothing says nothing.
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
             if labs.len() > 1 {
                 let running = names(&labs);
                 return Err(LabError::WhichLab { running });
