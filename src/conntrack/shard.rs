@@ -28,6 +28,8 @@ const GROWTH: usize = 2;
 const INDICES: usize = 6;
 /// Words of the index among which a record is looked for that is only to be touched.
 const TOUCHED: usize = 8;
+/// Words after its first within which most searches end.
+const SEARCHED: usize = 4;
 /// How often a reader looks again at a record that is being given to another.
 const PATIENCE: usize = 1 << 10;
 
@@ -183,11 +185,14 @@ impl Shard {
         }
     }
 
-    /// The word of the index at which a search begins.
+    /// The word of the index at which a search begins, and one where most have ended: in
+    /// the same line of the cache, or in the next.
     #[inline(always)]
-    pub(super) fn first(&self, home: Home) -> Option<&AtomicU64> {
-        let index = self.index()?;
-        index.get(home.bucket as usize & (index.len() - 1))
+    pub(super) fn searched(&self, home: Home) -> impl Iterator<Item = &AtomicU64> {
+        let index = self.index().unwrap_or_default();
+        let mask = index.len().wrapping_sub(1);
+        let word = move |step| index.get((home.bucket as usize + step) & mask);
+        [0, SEARCHED].into_iter().filter_map(word)
     }
 
     /// The records that most likely are those of a flow's two ends.
