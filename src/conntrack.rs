@@ -200,7 +200,11 @@ impl FlowTable {
             let homes = homes[..keys.len()].iter().flatten();
             // Loops of their own, with little else in them: so the processor waits for
             // as many lines at once as it can.
-            touch(homes.clone().flat_map(|(shard, home)| shard.searched(*home)));
+            touch(
+                homes
+                    .clone()
+                    .flat_map(|(shard, home)| shard.searched(*home)),
+            );
             let pairs = records.chunks_exact_mut(2);
             let mut found = 0;
             for ((shard, home), pair) in homes.zip(pairs) {
