@@ -123,19 +123,13 @@ impl Inside {
             return;
         };
         replace_address(header, side, new);
-        // The datagram's checksum is in its first fragment, and covers nothing that
-        // the translation changes but the addresses: adjusting it needs no more.
-        if matches!(self.contents, Contents::LaterFragment) {
-            return;
-        }
-        if let Some(unsummed) = shape.unsummed() {
-            adjust_sum(payload, unsummed.protocol.field(), old, new);
-            return;
-        }
-        match self.contents {
-            Contents::Transport(protocol) => adjust_transport(payload, protocol, old, new),
-            Contents::Error => rewrite_embedded(payload, side.other(), old, new),
-            Contents::LaterFragment => {}
+        match (self.contents, shape.unsummed()) {
+            // The datagram's checksum is in its first fragment, and covers nothing that
+            // the translation changes but the addresses: adjusting it needs no more.
+            (Contents::LaterFragment, _) => {}
+            (_, Some(unsummed)) => adjust_sum(payload, unsummed.protocol.field(), old, new),
+            (Contents::Transport(protocol), None) => adjust_transport(payload, protocol, old, new),
+            (Contents::Error, None) => rewrite_embedded(payload, side.other(), old, new),
         }
     }
 }
