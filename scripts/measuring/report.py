@@ -204,6 +204,8 @@ Two namespaces, `a` and `b`, with the same addresses and MTU in every system; `a
   with a port of the server, and all source ports from 1024 on.
 - CPU: all but idle time of the whole machine during the TCP runs, iperf3's own included; *own threads* are
   the appliance's.
+- Flows, by `cargo bench`: one for each end of a connection that an interface tracks, so two for a connection
+  within the VPC.
 
 What is unfair. To sgwall: a packet passes two copies between kernel and userspace that veth spares; it is
 tracked at both ends and its source checked, as on AWS, where the kernel tracks it once; the programs that

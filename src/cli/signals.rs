@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use super::CliError;
 
 /// What comes so soon after the first signal to stop is the same once more: `timeout`
-/// signals its command and then the command's group. Taking a lab down takes less.
+/// signals its command and then the command's group. Few labs take longer to take down.
 const THE_SAME: Duration = Duration::from_secs(1);
 
 /// A flag that the first signal to stop sets, so that the lab can be taken down in order;
