@@ -268,6 +268,33 @@ security_groups:
 }
 
 #[test]
+fn an_ipv6_extension_header_is_no_protocol_to_ask_about() {
+    let explain = |to, number| {
+        let question = ["--from", "client", "--to", to, "--protocol", number];
+        sgwall(&[&["explain", "configs/dual-stack.yaml"], &question[..]].concat())
+    };
+    for number in ["0", "43", "44", "60"] {
+        let output = explain("2001:db8:2:1::10", number);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("is an IPv6 extension header"), "{text}");
+        assert!(text.contains("that follows"), "{text}");
+    }
+    // Over IPv4 these numbers are protocols like any other, as ESP, AH and what may
+    // follow them are over both.
+    for (to, number) in [
+        ("203.0.113.20", "0"),
+        ("203.0.113.20", "60"),
+        ("2001:db8:2:1::10", "ah"),
+        ("2001:db8:2:1::10", "135"),
+    ] {
+        let output = explain(to, number);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("no ingress rule allows"), "{text}");
+    }
+}
+
+#[test]
 fn a_valid_lab_is_counted() {
     let output = check(&["configs/three-tier.yaml"]);
     let text = String::from_utf8(output.stdout).unwrap();

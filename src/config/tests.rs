@@ -275,6 +275,14 @@ fn what_aws_ignores_or_rewrites_is_a_warning() {
             ["never matches", "`protocol: icmp`"],
         ),
         (
+            "protocol: 0, from: ::/0",
+            ["never matches an IPv6 packet", "write `protocol: all`"],
+        ),
+        (
+            "protocol: 60, from: 10.0.0.0/8",
+            ["never matches an IPv6 packet", "that follows the header"],
+        ),
+        (
             "protocol: all, from: 10.0.0.7/16",
             ["stored as `10.0.0.0/16`", "write"],
         ),

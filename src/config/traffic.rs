@@ -7,7 +7,7 @@ use super::reader::{Fields, decimal};
 use super::source::Span;
 use super::suggest::nearest;
 use super::yaml::{Node, Value};
-use crate::model::{IcmpMatch, PortRange, Traffic};
+use crate::model::{IcmpMatch, PortRange, Traffic, protocol};
 
 /// What the traffic is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +46,11 @@ pub(super) fn read(report: &mut Report, fields: &Fields<'_>, holder: Holder) -> 
             );
         return None;
     };
+    let number = read_protocol(report, node)?;
+    warn_of_extension(report, node.span, &number, noun);
     // Which of type and code AWS requires: aws-semantics §1.1 for groups, §6
     // for network ACLs.
-    match (read_protocol(report, node)?, holder) {
+    match (number, holder) {
         (Protocol::Number(6), _) => Some(Traffic::Tcp(read_ports(report, fields, noun, "tcp")?)),
         (Protocol::Number(17), _) => Some(Traffic::Udp(read_ports(report, fields, noun, "udp")?)),
         (Protocol::Number(1), _) => {
@@ -115,6 +117,31 @@ pub(super) fn warn_of_family(
         )
         .help(format!(
             "use `protocol: {other}`, or {far_side} of the other family"
+        ));
+}
+
+/// Warns of a number that no IPv6 packet has as its protocol. IPv4 gives it no meaning, but
+/// a packet of IPv4 with it is judged by that rule all the same.
+fn warn_of_extension(report: &mut Report, span: Span, protocol: &Protocol, noun: &str) {
+    let Protocol::Number(number) = *protocol else {
+        return;
+    };
+    if !protocol::is_ipv6_extension(number) {
+        return;
+    }
+    let remedy = match number {
+        0 => "write `protocol: all` for every protocol, or name the one that follows the header",
+        _ => "name the protocol that follows the header, for example `tcp`",
+    };
+    report
+        .warning(
+            span,
+            format!(
+                "this {noun} never matches an IPv6 packet: {number} is an IPv6 extension header, not a protocol"
+            ),
+        )
+        .help(format!(
+            "{remedy}; all that can match is an IPv4 packet with this number, which hosts don't send"
         ));
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::station::query;
 use super::{Datapath, Fate};
 use crate::conntrack::Millis;
-use crate::model::InterfaceIx;
+use crate::model::{InterfaceIx, protocol};
 use crate::packet::{self, Packet, Shape, TcpFlags, Transport};
 use crate::policy::{DropReason, Policy, PolicyInterface};
 use notes::{Notes, traffic};
@@ -47,6 +47,11 @@ pub enum QuestionError {
     /// One address is IPv4, the other IPv6.
     #[error("{0} and {1} are of different families")]
     Families(IpAddr, IpAddr),
+    /// Between IPv6 addresses, the number is that of an extension header.
+    #[error(
+        "{0} is an IPv6 extension header, not a protocol: give the protocol that follows it (tcp, udp, icmpv6 or a number)"
+    )]
+    Extension(u8),
 }
 
 /// The answer: the request's way, and the reply's.
@@ -120,6 +125,9 @@ pub struct LegStep {
 /// # Errors
 /// [`QuestionError`] if there is no such packet.
 pub fn explain(policy: &Policy, question: &Question) -> Result<Explanation, QuestionError> {
+    if question.source.is_ipv6() && protocol::is_ipv6_extension(question.protocol) {
+        return Err(QuestionError::Extension(question.protocol));
+    }
     // Whatever is opened on the way is new to this data path, so the answer
     // does not depend on flows that happen to be open.
     // Each hop opens two at most, on the way there and back.

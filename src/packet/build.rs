@@ -12,13 +12,14 @@ pub(super) const HOP_LIMIT: u8 = 64;
 /// TCP window of the packets built here; any value would do.
 const WINDOW: u16 = 64_240;
 
-/// The bytes of an IP packet with right lengths and checksums. `protocol`
-/// matters for [`Transport::Other`] only. `None` if the addresses' families
-/// differ, the ICMP is of the wrong family, or the payload is too long.
+/// The bytes of an IP packet with right lengths and checksums. `number`, the
+/// protocol's, matters for [`Transport::Other`] only. `None` if the addresses' families
+/// differ, the ICMP is of the wrong family, `number` is an IPv6 extension header in
+/// a packet of IPv6, or the payload is too long.
 pub fn build(
     source: IpAddr,
     destination: IpAddr,
-    protocol: u8,
+    number: u8,
     transport: Transport,
     payload: &[u8],
 ) -> Option<Vec<u8>> {
@@ -56,7 +57,11 @@ pub fn build(
         }
         Transport::Icmp { kind, code } => return icmp(ip, source, kind, code, [0; 4], payload),
         Transport::Fragment => return None,
-        Transport::Other => ip.write(&mut bytes, IpNumber(protocol), payload),
+        // The builder would look for that header, and panic without it.
+        Transport::Other if source.is_ipv6() && protocol::is_ipv6_extension(number) => {
+            return None;
+        }
+        Transport::Other => ip.write(&mut bytes, IpNumber(number), payload),
     }
     .ok()?;
     Some(bytes)

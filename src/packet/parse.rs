@@ -88,7 +88,7 @@ fn parse_v6(frame: &[u8]) -> Result<Packet, ParseError> {
     let header_length = header.slice().len();
     let length = header_length + usize::from(header.payload_length());
     let packet = frame.get(..length).ok_or(ParseError::Malformed)?;
-    let chain = if is_extension(header.next_header()) {
+    let chain = if protocol::is_ipv6_extension(header.next_header().0) {
         skip_extensions(packet, header.next_header(), header_length, length)?
     } else {
         Chain {
@@ -151,16 +151,6 @@ pub(super) struct Chain {
     pub(super) fragment: Option<Fragment>,
 }
 
-fn is_extension(next: IpNumber) -> bool {
-    matches!(
-        next,
-        IpNumber::IPV6_HEADER_HOP_BY_HOP
-            | IpNumber::IPV6_ROUTE_HEADER
-            | IpNumber::IPV6_DESTINATION_OPTIONS
-            | IpNumber::IPV6_FRAGMENTATION_HEADER
-    )
-}
-
 /// Follows the extension headers of `packet` from `offset` on, to the transport
 /// header or, in a fragment other than the first, to the fragment header. AH
 /// and ESP count as protocols of their own, as they do over IPv4. The packet
@@ -178,10 +168,10 @@ pub(super) fn skip_extensions(
     };
     let mut seen_fragment_header = false;
     for _ in 0..=MAX_EXTENSIONS {
-        let next = IpNumber(chain.next);
-        if !is_extension(next) {
+        if !protocol::is_ipv6_extension(chain.next) {
             return Ok(chain);
         }
+        let next = IpNumber(chain.next);
         // RFC 7112 §5: a first fragment holds the whole chain.
         let cut = match chain.fragment {
             Some(_) => ParseError::TinyFragment,

@@ -488,7 +488,8 @@ fn one_off(speech: Speech) -> Speech {
             destination_port: destination_port ^ 1,
         },
         Speech::Query { kind, id } => Speech::Query { kind, id: id ^ 1 },
-        Speech::Other(number) => Speech::Other(number ^ 1),
+        // Of what is drawn none becomes an IPv6 extension header.
+        Speech::Other(number) => Speech::Other(number ^ 0x80),
     }
 }
 
@@ -565,4 +566,15 @@ fn would_be_seen(model: &Model, packet: &Packet) -> Option<(InterfaceIx, Packet)
         }
     }
     None
+}
+
+#[test]
+fn no_protocol_that_is_drawn_becomes_an_ipv6_extension_header() {
+    use sgwall::model::protocol::{ICMP, ICMPV6, is_ipv6_extension};
+    for number in crate::rules::PROTOCOLS.into_iter().chain([ICMP, ICMPV6]) {
+        match one_off(Speech::Other(number)) {
+            Speech::Other(other) => assert!(!is_ipv6_extension(other), "{number} to {other}"),
+            other => panic!("{number} to {other:?}"),
+        }
+    }
 }

@@ -329,6 +329,13 @@ fn what_aws_ignores_or_rewrites_in_an_entry_is_a_warning() {
             ["entry never matches", "`protocol: icmp`"],
         ),
         (
+            "protocol: 43, from: \"::/0\"",
+            [
+                "entry never matches an IPv6 packet",
+                "that follows the header",
+            ],
+        ),
+        (
             "protocol: all, from: 10.0.0.7/16",
             ["stored as `10.0.0.0/16`", "write"],
         ),

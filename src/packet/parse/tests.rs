@@ -62,6 +62,11 @@ fn ipv6_extension_headers_are_skipped_up_to_the_transport() {
     let packet = parse(&frame).unwrap();
     assert_eq!(packet.protocol, protocol::UDP);
     assert_eq!(packet.transport_offset, 48);
+    for number in [50, 51, 135, 139, 140] {
+        frame[40] = number;
+        let packet = parse(&frame).unwrap();
+        assert_eq!((packet.protocol, packet.transport_offset), (number, 48));
+    }
 }
 
 #[test]
