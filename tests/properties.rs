@@ -1,12 +1,13 @@
 //! Random policies and packet sequences, judged by an engine and by the oracle
 //! alike, across waits and changes of the rules.
 //!
-//! `SGWALL_CASES=100000 cargo test --test properties` looks longer than the
-//! 10,000 cases that are tried by default. A failure leaves a lab file and a
-//! list of packets behind, and says how to replay them; those worth keeping
-//! stand in `tests/regressions/` and are tried first from then on.
+//! `cargo test` draws the same 10,000 cases every time, from the seed in
+//! `.cargo/config.toml`; `scripts/properties` draws others, and more. A failure leaves a
+//! lab file and a list of packets behind, and says how to replay them; those worth
+//! keeping stand in `tests/regressions/` and are tried first from then on.
 
-use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use sgwall::config::{self, Options, Quotas};
 
 use self::harness::{Failed, Tally, check};
@@ -90,6 +91,19 @@ fn engine_and_oracle_agree_on_floods_of_fragments() {
 }
 
 #[test]
+fn what_is_drawn_is_the_same_every_time() {
+    let drawn = || {
+        let mut runner = TestRunner::default();
+        let mut case = || traffic::case().new_tree(&mut runner).unwrap().current();
+        format!("{:?}", [case(), case()])
+    };
+    assert!(
+        drawn() == drawn(),
+        "cargo sets PROPTEST_RNG_SEED as .cargo/config.toml says; set it where cargo doesn't run the tests"
+    );
+}
+
+#[test]
 fn both_come_to_what_kept_cases_expect() {
     let failures = regressions::replay_all();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -99,7 +113,7 @@ fn both_come_to_what_kept_cases_expect() {
 fn broken_engines_are_caught() {
     let mut escaped = Vec::new();
     for (fault, make) in broken::all() {
-        match check(same_cases(3000), traffic::case(), make) {
+        match check(unshrunk(3000), traffic::case(), make) {
             Err(Failed::Parted(_)) => {}
             // A fault that makes the engine panic would prove nothing.
             Err(Failed::Otherwise(why)) => panic!("{fault}: {why}"),
@@ -111,7 +125,7 @@ fn broken_engines_are_caught() {
 
 #[test]
 fn random_cases_reach_every_decision() {
-    let tally = match check(same_cases(1000), traffic::case(), ReadBack::make) {
+    let tally = match check(unshrunk(1000), traffic::case(), ReadBack::make) {
         Ok(tally) => tally,
         Err(failed) => panic!("{}", story::tell(&failed)),
     };
@@ -183,7 +197,7 @@ fn a_lab_file_says_all_of_a_random_model() {
         };
         config::load_sources_with(&[("lab.yaml", text)], options)
     };
-    let result = TestRunner::new(same_cases(500)).run(&models::blueprint(), |blueprint| {
+    let result = TestRunner::new(unshrunk(500)).run(&models::blueprint(), |blueprint| {
         let model = blueprint.build();
         let text = render::render(&model);
         let loaded = read(&text).map_err(|why| TestCaseError::fail(format!("{why}\n{text}")))?;
@@ -206,13 +220,12 @@ fn cases() -> u32 {
     }
 }
 
-/// The same cases every time, no time spent on shrinking.
-fn same_cases(cases: u32) -> Config {
+/// No time spent on shrinking.
+fn unshrunk(cases: u32) -> Config {
     Config {
         cases,
         failure_persistence: None,
         max_shrink_iters: 0,
-        rng_seed: RngSeed::Fixed(1),
         ..Config::default()
     }
 }
