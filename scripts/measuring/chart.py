@@ -3,7 +3,9 @@
 import math
 from xml.sax.saxutils import escape
 
-LEFT, RIGHT, WIDTH = 290, 250, 1000
+# The chart's own width, and pixels for each character of a label: DejaVu Sans, the
+# widest of the fonts below, takes some 0.6 of the font size.
+SPAN, CHARACTER = 460, 8.1
 TOP, ROW, FOOT = 92, 30, 66
 # What the axis shows at least, and at most.
 NARROW, WIDE = 2, 16
@@ -43,18 +45,20 @@ def draw(rows, caption):
     widest = max([NARROW, *(max(value, 1 / value) for value in values)])
     reach = math.log2(min(WIDE, widest)) * 1.05
     height = TOP + ROW * len(rows) + FOOT
-    span = WIDTH - LEFT - RIGHT
+    left = 32 + math.ceil(CHARACTER * max(len(row["label"]) for row in rows))
+    right = left + SPAN
+    width = right + 70 + math.ceil(CHARACTER * max(len(row["absolute"]) for row in rows))
 
     def x(value):
         place = max(-1.0, min(1.0, math.log2(value) / reach))
-        return LEFT + span * (1 + place) / 2
+        return left + SPAN * (1 + place) / 2
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="title desc">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-labelledby="title desc">',
         '  <title id="title">sgwall beside nftables in the kernel</title>',
         f'  <desc id="desc">{escape("; ".join(describe(row) for row in rows))}</desc>',
         f"  <style>{STYLE}  </style>",
-        f'  <rect class="page" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="10"/>',
+        f'  <rect class="page" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="10"/>',
         '  <text class="title" x="20" y="32">sgwall beside nftables in the kernel</text>',
         '  <text class="faint" x="20" y="52">times as good as the kernel: right of 1 is better, for times and CPU too</text>',
     ]
@@ -72,7 +76,7 @@ def draw(rows, caption):
         value = row["value"]
         ends = sorted((x(1), x(value)))
         css = "better" if value >= 1 else "worse"
-        out.append(f'  <text class="end" x="{LEFT - 12}" y="{middle + 4.5}">{escape(row["label"])}</text>')
+        out.append(f'  <text class="end" x="{left - 12}" y="{middle + 4.5}">{escape(row["label"])}</text>')
         out.append(
             f'  <rect class="{css}" x="{ends[0]:.1f}" y="{middle - 8}" width="{ends[1] - ends[0]:.1f}" height="16"/>'
         )
@@ -84,8 +88,8 @@ def draw(rows, caption):
         )
         if row["relay"]:
             out.append(f'  <circle class="relay" cx="{x(row["relay"]):.1f}" cy="{middle}" r="4.5"/>')
-        out.append(f'  <text x="{WIDTH - RIGHT + 14}" y="{middle + 4.5}">{value:.2f}</text>')
-        out.append(f'  <text class="faint" x="{WIDTH - RIGHT + 58}" y="{middle + 4.5}">{escape(row["absolute"])}</text>')
+        out.append(f'  <text x="{right + 14}" y="{middle + 4.5}">{value:.2f}</text>')
+        out.append(f'  <text class="faint" x="{right + 58}" y="{middle + 4.5}">{escape(row["absolute"])}</text>')
     key = bottom + 26
     out += [
         f'  <rect class="better" x="20" y="{key - 11}" width="12" height="12"/><rect class="worse" x="36" y="{key - 11}" width="12" height="12"/>',
