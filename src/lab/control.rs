@@ -129,8 +129,12 @@ impl Client {
         let failed = |error| LabError::system(format!("ask lab '{}'", self.lab), error);
         let mut line = serde_json::to_vec(request).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
-        (&self.stream).write_all(&line).map_err(failed)?;
-
+        if let Err(error) = (&self.stream).write_all(&line)
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            return Err(failed(error));
+        }
+        // A server that hung up may have said why before.
         let (line, fds) = self.receive()?;
         let body: Value =
             serde_json::from_slice(&line).map_err(|error| LabError::Protocol(error.to_string()))?;

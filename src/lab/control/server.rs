@@ -1,7 +1,7 @@
 //! The serving end: one thread that accepts, one for each of a bounded number
 //! of connections, and a deadline on everything a client does.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -22,8 +22,8 @@ use crate::lab::{LabError, Session};
 
 /// Longest request line.
 const MAX_REQUEST: usize = 64 << 10;
-/// Most connections at a time.
-const MAX_CONNECTIONS: u64 = 32;
+/// Most connections at a time; a new one replaces the oldest idle one.
+const MAX_CONNECTIONS: usize = 32;
 /// How long ending waits for connections to notice.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -41,11 +41,19 @@ pub struct Serving {
     connections: Arc<Connections>,
 }
 
-/// Who is connected, so that ending can hang up on them.
+/// Who is connected, in the order of their coming, so that ending can hang up on
+/// them, and a new client can replace an idle one.
 #[derive(Debug, Default)]
 struct Connections {
-    open: Mutex<HashMap<u64, UnixStream>>,
+    open: Mutex<BTreeMap<u64, Connection>>,
     closed: Condvar,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    /// A request is being answered.
+    busy: bool,
 }
 
 /// Strikes a connection off when its thread ends, however it ends.
@@ -102,8 +110,8 @@ impl Drop for Serving {
             let _ = thread.join();
         }
         let mut open = self.connections.lock();
-        for stream in open.values() {
-            let _ = stream.shutdown(Shutdown::Both);
+        for connection in open.values() {
+            let _ = connection.stream.shutdown(Shutdown::Both);
         }
         let until = Instant::now() + LEAVE;
         while !open.is_empty() {
@@ -122,8 +130,38 @@ impl Drop for Serving {
 }
 
 impl Connections {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, UnixStream>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Connection>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a connection. Of as many as there may be, the oldest that has no
+    /// request under way is hung up on; `false` if each has one.
+    fn admit(&self, number: u64, stream: UnixStream) -> bool {
+        let mut open = self.lock();
+        if open.len() >= MAX_CONNECTIONS {
+            let idle = open.iter().find(|(_, connection)| !connection.busy);
+            let Some(idle) = idle.map(|(&number, _)| number) else {
+                return false;
+            };
+            if let Some(idle) = open.remove(&idle) {
+                let _ = idle.stream.shutdown(Shutdown::Both);
+            }
+        }
+        let busy = false;
+        open.insert(number, Connection { stream, busy });
+        true
+    }
+}
+
+impl Entry {
+    /// Notes whether a request is being answered. `false` if the connection has
+    /// been hung up on meanwhile.
+    fn set_busy(&self, busy: bool) -> bool {
+        let mut open = self.connections.lock();
+        let connection = open.get_mut(&self.number);
+        connection
+            .map(|connection| connection.busy = busy)
+            .is_some()
     }
 }
 
@@ -193,13 +231,9 @@ where
     if is_from_elsewhere(peer, own.as_pathname().unwrap_or(Path::new(""))) {
         return refuse(&stream, "this is another container's");
     }
-    let mut open = connections.lock();
-    if open.len() as u64 >= MAX_CONNECTIONS {
-        drop(open);
-        return refuse(&stream, "too many connections; try again");
+    if !connections.admit(number, stream.try_clone()?) {
+        return refuse(&stream, "too many requests at a time; try again");
     }
-    open.insert(number, stream.try_clone()?);
-    drop(open);
     let entry = Entry {
         connections: Arc::clone(connections),
         number,
@@ -208,7 +242,7 @@ where
     thread::Builder::new()
         .name("sgwall-client".into())
         .spawn(move || {
-            if let Err(error) = converse(&stream, &*handler) {
+            if let Err(error) = converse(&stream, &entry, &*handler) {
                 tracing::debug!(%error, "a control connection ended");
             }
             drop(handler);
@@ -223,9 +257,16 @@ fn refuse(stream: &UnixStream, why: &str) -> io::Result<()> {
     answer(stream, &Response::error(why))
 }
 
-fn converse(stream: &UnixStream, handler: &dyn Fn(Request) -> Response) -> io::Result<()> {
+fn converse(
+    stream: &UnixStream,
+    entry: &Entry,
+    handler: &dyn Fn(Request) -> Response,
+) -> io::Result<()> {
     let mut buffer = Vec::new();
     while let Some(line) = read_line(stream, &mut buffer)? {
+        if !entry.set_busy(true) {
+            return Ok(());
+        }
         let Some(line) = line else {
             let why = format!("a request has at most {MAX_REQUEST} bytes");
             return answer(stream, &Response::error(why));
@@ -235,6 +276,7 @@ fn converse(stream: &UnixStream, handler: &dyn Fn(Request) -> Response) -> io::R
             Err(error) => Response::error(format!("not a request: {error}")),
         };
         answer(stream, &response)?;
+        entry.set_busy(false);
     }
     Ok(())
 }
