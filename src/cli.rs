@@ -127,8 +127,19 @@ pub enum CliError {
     #[error("{0}")]
     Usage(String),
     /// The system refused; the text says what to do about it.
-    #[error("{0}")]
+    #[error("{text}{advice}", text = .0, advice = file_limit_advice(.0))]
     System(String),
+}
+
+/// Returns what to do about the limit of open files, where `text` tells of an
+/// error that comes of it.
+fn file_limit_advice(text: &str) -> &'static str {
+    // As `io::Error` and `Errno` write EMFILE.
+    if text.contains("Too many open files") {
+        "\n  raise the limit of open files: ulimit -n 4096"
+    } else {
+        ""
+    }
 }
 
 impl From<LabError> for CliError {

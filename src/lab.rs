@@ -94,7 +94,8 @@ impl Lab {
         // namespace that the next run does not know of.
         let foreign = leftovers.bound.iter().find(|path| path.exists()).cloned();
         if let Some(path) = foreign {
-            return Err(LabError::NamespaceTaken { path });
+            let owner = session.owner_of(&path)?;
+            return Err(LabError::NamespaceTaken { path, owner });
         }
         session.record(&leftovers)?;
 

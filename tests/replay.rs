@@ -506,7 +506,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
             3,
             "zebra",
             "no interface `zebra`",
-            "sgwall check",
+            "the lab's interfaces are a, b, two/eth0, two/eth1",
         ),
         (
             "1 two 45",

@@ -17,7 +17,7 @@ use super::signals::{self, Event};
 use super::standing::Standing;
 use super::teller::Teller as Plain;
 use super::watch::{LOOK, Watch};
-use super::{CliError, Format, Outcome, check};
+use super::{CliError, Format, Outcome, check, file_limit_advice};
 use crate::config::{self, Loaded};
 use crate::engine::{ReplaceError, default_workers};
 use crate::lab::{self, CommandEvent, Privilege, RunCommands, Session, Stream};
@@ -345,6 +345,7 @@ impl Teller {
             for (name, why) in unproven {
                 text += &format!("\n  {name}: {why}");
             }
+            text += file_limit_advice(&text);
             self.say("unproven", &text, details);
         }
     }

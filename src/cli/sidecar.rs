@@ -18,7 +18,7 @@ use super::output::{Paint, Printer, print};
 use super::signals;
 use super::teller::Teller;
 use super::watch::Watch;
-use super::{CliError, Format, Outcome, check};
+use super::{CliError, Format, Outcome, check, file_limit_advice};
 use crate::config::{self, LoadedRules};
 use crate::lab::Session;
 use crate::model::{EntityKind, LoadBalancer, Model};
@@ -413,6 +413,7 @@ fn tell_up(teller: &Teller, standing: &Standing, unproven: &[(String, String)]) 
         for (name, why) in unproven {
             text += &format!("\n  {name}: {why}");
         }
+        text += file_limit_advice(&text);
         teller.say("unproven", &text, details);
     }
 }

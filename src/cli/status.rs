@@ -20,8 +20,9 @@ mod probe;
 Exit code: 0 every interface is proven to enforce, 1 one is not, 3 no lab is
 running or it does not answer; with --probe within 2 seconds.
 
-As a health check:
-  docker run --health-cmd 'sgwall status --probe' …
+As a health check (the image has no shell, so `docker run --health-cmd` can't work;
+the image's own health check needs no option):
+  Compose:    healthcheck: { test: [CMD, /sgwall, status, --probe] }
   Kubernetes: startupProbe: { exec: { command: [/sgwall, status, --probe] } }")]
 pub struct Args {
     /// The lab, where several are running.

@@ -1,7 +1,7 @@
 //! What can go wrong with a lab.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a lab could not be made, found, entered or taken down.
 #[derive(Debug, thiserror::Error)]
@@ -67,15 +67,12 @@ pub enum LabError {
         problem: String,
     },
     /// The name of a namespace is in use by something else.
-    #[error(
-        "namespace {} exists already and is not of this lab: \
-         choose another --name, or remove it with 'ip netns delete {}'",
-        path.display(),
-        path.file_name().unwrap_or_default().to_string_lossy()
-    )]
+    #[error("namespace {} exists already{}", path.display(), taken_by(path, owner.as_deref()))]
     NamespaceTaken {
         /// Its file.
         path: PathBuf,
+        /// The running lab that it belongs to.
+        owner: Option<String>,
     },
     /// The kernel refused a step of making an entity's namespace or device.
     #[error("{entity}: {operation}: {source}{}", network_remedy(source))]
@@ -152,9 +149,23 @@ fn hint(elsewhere: bool) -> &'static str {
     }
 }
 
+fn taken_by(path: &Path, owner: Option<&str>) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match owner {
+        Some(lab) => format!(
+            ": it belongs to lab '{lab}', which is running\n  \
+             choose another --name, or rename the entity"
+        ),
+        None => format!(
+            " and belongs to no lab that runs\n  \
+             choose another --name; or, if 'ip netns pids {name}' lists no process of \
+             interest, remove it with 'ip netns delete {name}'"
+        ),
+    }
+}
+
 fn network_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(nix::libc::EMFILE) => "\n  raise the limit of open files: ulimit -n 4096",
         Some(nix::libc::ENOSPC) => {
             "\n  too many namespaces: raise the sysctl user.max_net_namespaces"
         }

@@ -74,7 +74,7 @@ pub(super) fn bind(path: &Path) -> Result<(), LabError> {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let path = path.to_owned();
-            return Err(LabError::NamespaceTaken { path });
+            return Err(LabError::NamespaceTaken { path, owner: None });
         }
         Err(error) => return Err(LabError::system(format!("make {}", path.display()), error)),
     }

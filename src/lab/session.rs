@@ -92,7 +92,15 @@ impl Session {
         Self::check_name(name)?;
         let base = usual_base()?;
         let dir = base.join(name);
-        let lock = claim(name, &base, &dir)?;
+        let lock = claim(name, &base, &dir).map_err(|error| match error {
+            LabError::System { .. } => LabError::StateDir {
+                path: base.clone(),
+                problem: format!(
+                    "{error}; set {STATE_DIR_VARIABLE} to a directory that can be written"
+                ),
+            },
+            other => other,
+        })?;
         let session = Self {
             name: name.to_owned(),
             base,
@@ -218,6 +226,20 @@ impl Session {
         fs::rename(&fresh, &path).map_err(failed)
     }
 
+    /// Returns the other running lab whose namespace is bound at `path`.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub(super) fn owner_of(&self, path: &Path) -> Result<Option<String>, LabError> {
+        let owner = Self::list()?.into_iter().find(|lab| {
+            let leftovers = Leftovers::read(&lab.dir);
+            lab.name != self.name
+                && leftovers.made(path)
+                && leftovers.bound.iter().any(|bound| bound == path)
+        });
+        Ok(owner.map(|lab| lab.name))
+    }
+
     /// Ends and removes what an earlier run of this name left behind. A file
     /// that has meanwhile become another lab's is none of it.
     fn clean(&self) -> Result<(), LabError> {
@@ -334,7 +356,9 @@ fn check_dir(path: &Path) -> Result<(), LabError> {
     let metadata = fs::symlink_metadata(path)
         .map_err(|error| LabError::system(format!("look at {}", path.display()), error))?;
     if !metadata.is_dir() {
-        return Err(refused("it is not a directory; remove it".into()));
+        return Err(refused(format!(
+            "it is not a directory; set {STATE_DIR_VARIABLE} to one"
+        )));
     }
     if metadata.uid() != geteuid().as_raw() {
         return Err(refused(
@@ -355,11 +379,14 @@ fn claim(name: &str, base: &Path, dir: &Path) -> Result<File, LabError> {
     if let Some(parent) = base.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
+    let mut last = io::ErrorKind::TimedOut.into();
     for _ in 0..LOCK_TRIES {
         make_dir(base)?;
         match make_dir(dir) {
-            // The owner of before removed a directory in this moment.
+            // The owner of before removed a directory in this moment, unless
+            // it is like /proc, where no directory can be made.
             Err(LabError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                last = source;
                 continue;
             }
             answer => answer?,
@@ -402,7 +429,7 @@ fn claim(name: &str, base: &Path, dir: &Path) -> Result<File, LabError> {
         writeln!(lock, "{}", std::process::id()).map_err(failed)?;
         return Ok(lock);
     }
-    Err(failed(io::ErrorKind::TimedOut.into()))
+    Err(failed(last))
 }
 
 /// Who holds the lock, without touching it: a mere look must never make a
@@ -489,6 +516,13 @@ mod tests {
             check_dir(dir.path()),
             Err(LabError::StateDir { .. })
         ));
+    }
+
+    #[test]
+    fn a_place_where_no_directory_can_be_made_is_reported_with_its_error() {
+        let base = Path::new("/proc");
+        let error = claim("x", base, &base.join("x")).unwrap_err();
+        assert!(error.to_string().contains("No such file"), "{error}");
     }
 
     #[test]

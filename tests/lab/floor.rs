@@ -317,6 +317,12 @@ pub fn two_labs_whose_names_run_together_do_not_mix() {
     let second = Session::start(&format!("{name}-a")).unwrap();
     let error = Lab::up(second, &with("b")).expect_err("the same name twice");
     assert!(matches!(error, LabError::NamespaceTaken { .. }), "{error}");
+    // Removing the namespace would break the lab that runs.
+    let text = error.to_string();
+    assert!(
+        text.contains(&format!("belongs to lab '{name}'")) && !text.contains("delete"),
+        "{text}"
+    );
     assert!(
         first.namespaces()[0].path().unwrap().exists(),
         "the first lab lost its namespace"

@@ -224,6 +224,24 @@ fn run_ends_with_3_where_interfaces_cannot_be_proven_unless_told_otherwise() {
     lab.down();
 }
 
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_named_wherever_it_is_met() {
+    if !namespaces!() {
+        return;
+    }
+    need("prlimit", "util-linux");
+    let text = lab_of(&["a", "b", "c"]);
+    for limit in (12..24).step_by(2) {
+        let mut start = Start::new(&text);
+        start.json = false;
+        start.through = vec!["prlimit".to_owned(), format!("--nofile={limit}:{limit}")];
+        let mut lab = Lab::start(&start);
+        assert_eq!(lab.process.wait().code(), Some(3), "{limit}");
+        let named = |line: &str| line.contains("ulimit -n");
+        lab.process.stderr.wait("the limit's remedy", named);
+    }
+}
+
 fn start(
     lab: &lab::Lab,
     model: &Model,

@@ -235,12 +235,18 @@ struct Names {
     ids: HashMap<String, Arc<str>>,
     /// Entities with several interfaces, and what those are called.
     several: HashMap<String, Vec<String>>,
+    /// A name of each interface, in the order of the lab file.
+    labels: Vec<String>,
 }
+
+/// Most interfaces that one error names.
+const MOST_NAMED: usize = 20;
 
 impl Names {
     fn of(model: &Model) -> Self {
         let mut ids = HashMap::new();
         let mut several = HashMap::new();
+        let mut all = Vec::new();
         for (at, entity) in model.entities.iter().enumerate() {
             let mut labels = Vec::new();
             for (at, interface) in model.interfaces_of(EntityIx::new(at)) {
@@ -254,11 +260,27 @@ impl Names {
                 ids.insert(interface.id.clone(), id);
                 labels.push(label);
             }
+            all.extend_from_slice(&labels);
             if labels.len() > 1 {
                 several.insert(entity.name.clone(), labels);
             }
         }
-        Self { ids, several }
+        let labels = all;
+        Self {
+            ids,
+            several,
+            labels,
+        }
+    }
+
+    /// What may be written, as far as one line of help can name it.
+    fn list(&self) -> String {
+        let (named, rest) = self.labels.split_at(self.labels.len().min(MOST_NAMED));
+        let more = match rest.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("the lab's interfaces are {}{more}", named.join(", "))
     }
 }
 
@@ -429,9 +451,7 @@ impl<L: FnMut(&str) -> Result<Model, Diagnostics>> Reader<'_, L> {
                 format!("there is no interface {}", in_quotes(word.text)),
                 match near {
                     Some(near) => format!("did you mean `{near}`?"),
-                    None => "`sgwall check` and `sgwall status` name the lab's entities; \
-                             of one with several interfaces write `fw/eth1`"
-                        .to_owned(),
+                    None => self.names.list(),
                 },
             )
         };
