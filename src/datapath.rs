@@ -426,6 +426,7 @@ impl Datapath {
             direction: Direction::Egress,
             crosses_boundary: !inside,
             peer_is_itself: true,
+            meets_own_flow: false,
             now,
         };
         let passed = self.pass_station(at, packet, frame, recorder)?;
@@ -464,6 +465,7 @@ impl Datapath {
             return Err((DropReason::TooBig, to));
         }
 
+        let left_by = (to == from).then(|| packet.flow_key(from, Direction::Egress));
         // The receiver's side sees the addresses as the gateway leaves them.
         way.translate(frame, packet, shape);
         let at = Station {
@@ -473,6 +475,8 @@ impl Datapath {
             direction: Direction::Ingress,
             crosses_boundary: !inside,
             peer_is_itself: admitted.source_is_own,
+            meets_own_flow: left_by
+                .is_some_and(|key| key == packet.flow_key(to, Direction::Ingress)),
             now,
         };
         verdict.ingress = self.pass_station(at, packet, frame, recorder)?.admission;
@@ -525,6 +529,7 @@ impl Datapath {
             direction: Direction::Ingress,
             crosses_boundary: true,
             peer_is_itself: false,
+            meets_own_flow: false,
             now,
         };
         Some(match self.pass_station(at, &error, frame, &mut Silent) {

@@ -71,8 +71,7 @@ impl Datapath {
         let mut ingress = None;
         if receiver.subnet().is_some() {
             let other = key.at_other_end(way.to, way.new_source, way.new_destination);
-            // To oneself, from a port to the same: one flow, which passes twice, and
-            // may be closed the second time.
+            // To its own sender, from a port to the same: this flow doesn't let it in.
             if other == key {
                 return None;
             }

@@ -24,6 +24,11 @@ pub(super) struct Station<'p> {
     /// Whether the address on the other side is that of who sent the packet,
     /// or, for one that is being sent, of whom it is for.
     pub(super) peer_is_itself: bool,
+    /// True if the packet arrives where it was sent from, under the key of the flow by which
+    /// it left: it is for its sender's own private or public address, and between equal ports
+    /// or of a protocol without ports. Nothing tells such a packet from its own answer, so no
+    /// flow lets it in.
+    pub(super) meets_own_flow: bool,
     pub(super) now: Millis,
 }
 
@@ -68,7 +73,9 @@ impl Datapath {
             recorder.step(Step::Unguarded { at, direction });
             return Ok(Passed::default());
         };
-        let key = packet.flow_key(at, direction);
+        let key = packet
+            .flow_key(at, direction)
+            .filter(|_| !station.meets_own_flow);
         let flow = key
             .as_ref()
             .and_then(|key| self.flows.find(key, station.now));

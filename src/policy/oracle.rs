@@ -17,7 +17,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use self::flows::Flow;
+use self::flows::{Flow, Identity};
 use self::fragments::Datagram;
 use self::groups::Seen;
 use self::routes::Path;
@@ -298,7 +298,9 @@ impl Oracle {
         // The receiver's subnet and groups, on the addresses as the receiver
         // sees them.
         let arrives = path.translate(packet);
-        let seen = Seen::new(&arrives, source_is_own);
+        let mut seen = Seen::new(&arrives, source_is_own);
+        seen.meets_own_flow = Identity::of_packet(from, Direction::Egress, sent)
+            == Identity::of_packet(to, Direction::Ingress, seen);
         let receiver_outside = self.model.interfaces[to.ix()].is_external();
         if crosses_boundary && !acl::allows(&self.model, to, Direction::Ingress, seen) {
             return Err((DropReason::NetworkAclIngress, to));

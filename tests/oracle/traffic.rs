@@ -229,6 +229,13 @@ impl PacketPlan {
             7 => service_addresses(model),
             8..=10 => public_addresses(model),
             11..=13 => addresses_of(model, Interface::is_external),
+            // The sender's own.
+            14 if self.destination.is_multiple_of(2) => sender
+                .addresses
+                .iter()
+                .flat_map(|own| [Some(own.private), own.public.map(IpAddr::V4)])
+                .flatten()
+                .collect(),
             14 => models::addresses(model),
             _ => odd_addresses(),
         };

@@ -25,6 +25,9 @@ pub(super) struct Seen {
     /// What a middlebox forwards under another's address has lost that one's
     /// groups (§2, middlebox routing).
     pub(super) source_is_own: bool,
+    /// Whether the packet comes in by the same flow of the same interface by which it
+    /// went out: nothing tells it from its own answer.
+    pub(super) meets_own_flow: bool,
 }
 
 impl Seen {
@@ -34,6 +37,7 @@ impl Seen {
             destination: packet.destination,
             payload: packet.payload,
             source_is_own,
+            meets_own_flow: false,
         }
     }
 
@@ -56,7 +60,13 @@ impl Oracle {
         seen: Seen,
         now: Duration,
     ) -> Result<Admission, DropReason> {
-        let identity = Identity::of_packet(at, direction, seen);
+        // A packet is no answer to itself (AWS is silent): no flow lets it in, and it opens
+        // none. The rules are asked for each.
+        let identity = if seen.meets_own_flow {
+            None
+        } else {
+            Identity::of_packet(at, direction, seen)
+        };
         let mut known = identity.and_then(|identity| self.position(identity));
 
         // A tracked flow first: a reply, or more of the same, passes whatever
