@@ -65,10 +65,15 @@ impl Segment {
         self.flags.syn && !self.flags.ack
     }
 
-    /// Whether it acknowledges everything before `end`, in the arithmetic of
-    /// RFC 9293 §3.4.
+    /// True if it acknowledges everything before `end` and nothing after, as after
+    /// the end of a side there is nothing.
     pub fn acknowledges(&self, end: u32) -> bool {
-        self.flags.ack && self.acknowledgement.wrapping_sub(end) < 1 << 31
+        self.flags.ack && self.acknowledgement == end
+    }
+
+    /// True if it ends after `end`, in the arithmetic of RFC 9293 §3.4.
+    pub fn is_past(&self, end: u32) -> bool {
+        self.end != end && self.end.wrapping_sub(end) < 1 << 31
     }
 }
 

@@ -170,6 +170,8 @@ fn random_cases_reach_every_decision() {
             "admitted out by none, in by rule",
             "admitted out by none, in by flow",
             "goes on by rule",
+            "goes on after a reset",
+            "goes on half closed after a pause",
             "cut in the middle",
             "related",
             "translated at the source",

@@ -49,10 +49,15 @@ impl<'t> FlowRef<'t> {
         self.found.nature.is_tracked()
     }
 
-    /// Whether it is a TCP connection that was reset or closed from both sides.
+    /// True if it is a closed TCP connection.
     #[inline]
     pub fn is_closed(&self) -> bool {
         State::is_closed_in(self.protocol, self.found.life.state())
+    }
+
+    /// True if it is a TCP connection whose reset timer runs.
+    pub fn is_reset(&self) -> bool {
+        State::is_reset_in(self.protocol, self.found.life.state())
     }
 
     /// Which way its first packet went.
@@ -131,17 +136,22 @@ impl<'t> FlowRef<'t> {
             if state.is_closed() {
                 return true;
             }
-            // A side's first FIN counts. It is stored before the state tells
-            // of it, and only this side's packets store it.
-            if segment.flags.fin && !state.has_finished(from_initiator) {
+            // It is stored before the state tells of it, and only this side's
+            // packets store it.
+            if state.records_end(segment, from_initiator) {
                 self.change(|| {
-                    let mine = slot.fin(usize::from(!from_initiator));
+                    let mine = slot.end(usize::from(!from_initiator));
                     mine.store(segment.end, Ordering::Relaxed);
                 });
             }
-            let fins = [0, 1].map(|side| slot.fin(side).load(Ordering::Relaxed));
-            let next = state.after(segment, from_initiator, fins);
-            let expires = now.0.saturating_add(next.timeout(tracking));
+            let ends = [0, 1].map(|side| slot.end(side).load(Ordering::Relaxed));
+            let next = state.after(segment, from_initiator, ends);
+            // Only a return to the established state stops the reset timer.
+            let expires = if state.is_reset() && next.is_reset() {
+                life.expiry()
+            } else {
+                now.0.saturating_add(next.timeout(tracking))
+            };
             let next = life.with(next.bits(), expires);
             if next == life {
                 return slot.is_still(life);

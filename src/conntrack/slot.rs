@@ -46,8 +46,8 @@ pub(super) struct Cold {
     /// The rule that lets each direction pass. Of a tracked flow only the
     /// initiator's counts.
     rules: [AtomicU64; 2],
-    /// The sequence numbers after the initiator's and the responder's FIN.
-    fins: [AtomicU32; 2],
+    /// The sequence numbers after the initiator's and the responder's last SYN or FIN.
+    ends: [AtomicU32; 2],
 }
 
 /// Beside the key: the interface sent the first packet.
@@ -112,7 +112,7 @@ impl Life {
         (self.0 >> EXPIRY_BITS) as u8
     }
 
-    fn expiry(self) -> u64 {
+    pub(super) fn expiry(self) -> u64 {
         self.0 & LAST_EXPIRY
     }
 
@@ -214,9 +214,9 @@ impl<'s> Slot<'s> {
         &self.cold.rules[direction as usize]
     }
 
-    /// The sequence number after the FIN of one side: 0 is the initiator's.
-    pub(super) fn fin(self, side: usize) -> &'s AtomicU32 {
-        &self.cold.fins[side & 1]
+    /// The sequence number after the last SYN or FIN of one side: 0 is the initiator's.
+    pub(super) fn end(self, side: usize) -> &'s AtomicU32 {
+        &self.cold.ends[side & 1]
     }
 
     /// Whether what was read since `life` was is that tenant's.
@@ -283,7 +283,7 @@ impl<'s> Slot<'s> {
         for (mine, rule) in self.cold.rules.iter().zip(by_direction(tenant.rule.0)) {
             mine.store(rule, Ordering::Relaxed);
         }
-        for (mine, end) in self.cold.fins.iter().zip([tenant.end, 0]) {
+        for (mine, end) in self.cold.ends.iter().zip([tenant.end, 0]) {
             mine.store(end, Ordering::Relaxed);
         }
         for judged in [&self.hot.judged, &self.cold.judged] {

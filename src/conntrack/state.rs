@@ -2,17 +2,25 @@
 //! flow in that state may be idle.
 //!
 //! AWS documents only the timeouts of established TCP, of UDP and of other
-//! protocols (aws-semantics §3.1, §3.5). The others are decisions: a
-//! connection that is opening or closing has 60 s, one that both sides have
-//! ended 10 s, a closed one is remembered for 10 s, an ICMP question for 30 s.
+//! protocols (aws-semantics §3.1, §3.5). The others are decisions: a TCP
+//! connection that is opening, or that both sides have ended, has 60 s; one side's
+//! end changes nothing (RFC 5382 REQ-5); a closed one is remembered for 10 s, an
+//! ICMP question for 30 s.
+//!
+//! An attacker who knows addresses and ports, but no sequence numbers, can forge a
+//! FIN or a reset. So a FIN counts once the other side acknowledges exactly its end,
+//! and a reset closes a connection at once only if it contains such a number. Any
+//! other reset starts a timer of 60 s, which packets from both sides stop (RFC 6146
+//! §3.5.2.2).
 
 use crate::model::{Tracking, protocol};
 use crate::packet::{Segment, TcpFlags};
 
-/// Idle time of a TCP connection that is opening or closing. A decision.
+/// Idle time of a TCP connection that is opening or that both sides have ended,
+/// and time after a reset within which both must be heard. A decision; RFC 5382
+/// and RFC 6146 §3.5.2.2 have 4 minutes.
 const TCP_TRANSIENT: u64 = 60_000;
-/// Idle time of a TCP connection whose last acknowledgements are under way, and
-/// time for which a closed one is remembered. A decision.
+/// Time for which a closed TCP connection is remembered. A decision.
 const TCP_CLOSED: u64 = 10_000;
 /// Idle time of an ICMP question. A decision.
 const ICMP: u64 = 30_000;
@@ -33,20 +41,25 @@ pub(super) enum State {
 #[repr(u8)]
 pub(super) enum TcpPhase {
     SynSent = 0,
+    /// The responder has answered.
     SynReceived = 1,
     Established = 2,
-    /// One side has sent a FIN.
-    Closing = 3,
-    /// Reset, or ended by both sides and acknowledged by both.
+    /// Reset by a segment that may be forged, and no packet since.
+    Reset = 3,
+    /// Reset by a segment with a known number, or ended and acknowledged by both sides.
     Closed = 4,
     /// Met in its middle, and only one side heard so far.
     PickedUp = 5,
-    /// Both sides have sent a FIN, not both are acknowledged.
+    /// Both sides have sent a FIN, and the later one acknowledges the earlier.
     LastAck = 6,
+    /// Like [`Self::Reset`], with a packet of the initiator since.
+    ResetInitiatorHeard = 7,
+    /// Like [`Self::Reset`], with a packet of the responder since.
+    ResetResponderHeard = 8,
 }
 
 /// Which sides of a TCP connection have sent a FIN, and whether it was
-/// acknowledged.
+/// acknowledged. A FIN that wasn't may be forged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Finished {
     initiator: bool,
@@ -91,14 +104,12 @@ impl State {
                     ..Finished::default()
                 };
                 let phase = match flags {
-                    TcpFlags { rst: true, .. } => TcpPhase::Closed,
-                    TcpFlags { fin: true, .. } => TcpPhase::Closing,
+                    TcpFlags { rst: true, .. } => TcpPhase::Reset,
                     TcpFlags {
                         syn: true,
                         ack: false,
                         ..
                     } => TcpPhase::SynSent,
-                    TcpFlags { syn: true, .. } => TcpPhase::SynReceived,
                     _ => TcpPhase::PickedUp,
                 };
                 Self::Tcp(phase, finished)
@@ -112,15 +123,20 @@ impl State {
         }
     }
 
-    /// The state after another packet of the flow; `fins` are the sequence
-    /// numbers after the initiator's and the responder's FIN, as far as they
-    /// have sent one.
-    pub(super) fn after(self, segment: &Segment, from_initiator: bool, fins: [u32; 2]) -> Self {
+    /// The state after another packet of the flow; `ends` are the sequence
+    /// numbers after the initiator's and the responder's last SYN or FIN, this
+    /// packet's included: [`Self::records_end`].
+    pub(super) fn after(self, segment: &Segment, from_initiator: bool, ends: [u32; 2]) -> Self {
         match self {
+            Self::Tcp(TcpPhase::Closed, _) => self,
+            Self::Tcp(phase, finished) if segment.flags.rst => Self::Tcp(
+                phase_after_reset(phase, finished, segment, from_initiator, ends),
+                finished,
+            ),
             Self::Tcp(phase, finished) => {
-                let finished = finished.after(segment, from_initiator, fins);
+                let finished = finished.after(phase, segment, from_initiator, ends);
                 Self::Tcp(
-                    next_phase(phase, finished, segment.flags, from_initiator),
+                    next_phase(phase, finished, segment, from_initiator, ends),
                     finished,
                 )
             }
@@ -144,7 +160,7 @@ impl State {
         let millis = |duration: std::time::Duration| super::Millis::from(duration).0;
         match self {
             Self::Tcp(TcpPhase::Established, _) => millis(tracking.tcp_established),
-            Self::Tcp(TcpPhase::Closed | TcpPhase::LastAck, _) => TCP_CLOSED,
+            Self::Tcp(TcpPhase::Closed, _) => TCP_CLOSED,
             Self::Tcp(_, _) => TCP_TRANSIENT,
             Self::Udp(exchanges) if exchanges.complete >= STREAM => millis(tracking.udp_stream),
             Self::Udp(_) => millis(tracking.udp_timeout),
@@ -160,14 +176,37 @@ impl State {
         protocol_number == protocol::TCP && bits & PHASE == TcpPhase::Closed as u8
     }
 
-    /// Whether it is a TCP connection that was reset or closed from both sides.
+    /// True if the state in `bits` is that of a connection whose reset timer runs.
+    pub(super) fn is_reset_in(protocol_number: u8, bits: u8) -> bool {
+        protocol_number == protocol::TCP && Self::from_bits(protocol_number, bits).is_reset()
+    }
+
+    /// True if it is a closed TCP connection.
     pub(super) fn is_closed(self) -> bool {
         matches!(self, Self::Tcp(TcpPhase::Closed, _))
     }
 
-    /// Whether the FIN of that side has been seen.
-    pub(super) fn has_finished(self, initiator: bool) -> bool {
-        matches!(self, Self::Tcp(_, finished) if finished.of(initiator))
+    /// True if it is a TCP connection whose reset timer runs.
+    pub(super) fn is_reset(self) -> bool {
+        matches!(
+            self,
+            Self::Tcp(
+                TcpPhase::Reset | TcpPhase::ResetInitiatorHeard | TcpPhase::ResetResponderHeard,
+                _
+            )
+        )
+    }
+
+    /// True if the segment's end is to be recorded for its side: the segment has a FIN
+    /// and none of that side is confirmed yet, or it is a SYN sent again.
+    pub(super) fn records_end(self, segment: &Segment, from_initiator: bool) -> bool {
+        let Self::Tcp(phase, finished) = self else {
+            return false;
+        };
+        let confirmed = phase == TcpPhase::LastAck || finished.is_acknowledged(from_initiator);
+        !segment.flags.rst
+            && (segment.flags.fin && !confirmed
+                || segment.opens() && from_initiator && phase == TcpPhase::SynSent)
     }
 
     pub(super) fn bits(self) -> u8 {
@@ -191,9 +230,11 @@ impl State {
                     0 => TcpPhase::SynSent,
                     1 => TcpPhase::SynReceived,
                     2 => TcpPhase::Established,
-                    3 => TcpPhase::Closing,
+                    3 => TcpPhase::Reset,
                     5 => TcpPhase::PickedUp,
                     6 => TcpPhase::LastAck,
+                    7 => TcpPhase::ResetInitiatorHeard,
+                    8 => TcpPhase::ResetResponderHeard,
                     _ => TcpPhase::Closed,
                 };
                 let finished = Finished {
@@ -227,54 +268,107 @@ impl Finished {
         }
     }
 
-    fn after(mut self, segment: &Segment, from_initiator: bool, fins: [u32; 2]) -> Self {
-        if segment.flags.rst {
-            return self;
-        }
-        // Either side acknowledges the other's.
-        let [initiators, responders] = fins;
-        if from_initiator {
-            self.responder_acknowledged |= self.responder && segment.acknowledges(responders);
-            self.initiator |= segment.flags.fin;
+    fn is_acknowledged(self, initiator: bool) -> bool {
+        if initiator {
+            self.initiator_acknowledged
         } else {
-            self.initiator_acknowledged |= self.initiator && segment.acknowledges(initiators);
-            self.responder |= segment.flags.fin;
+            self.responder_acknowledged
+        }
+    }
+
+    /// The FINs after another segment. An acknowledgement confirms the other side's
+    /// FIN; data beyond an unconfirmed FIN shows that it was forged.
+    fn after(
+        mut self,
+        phase: TcpPhase,
+        segment: &Segment,
+        from_initiator: bool,
+        ends: [u32; 2],
+    ) -> Self {
+        let (own, others) = own_and_peer_ends(ends, from_initiator);
+        let (mine, acknowledged, other, others_acknowledged) = if from_initiator {
+            (
+                &mut self.initiator,
+                self.initiator_acknowledged,
+                self.responder,
+                &mut self.responder_acknowledged,
+            )
+        } else {
+            (
+                &mut self.responder,
+                self.responder_acknowledged,
+                self.initiator,
+                &mut self.initiator_acknowledged,
+            )
+        };
+        *others_acknowledged |= other && segment.acknowledges(others);
+        if segment.flags.fin {
+            *mine = true;
+        } else if !(acknowledged || segment.flags.syn || phase == TcpPhase::LastAck) {
+            *mine &= !segment.is_past(own);
         }
         self
     }
 }
 
+/// The end of the side that sends, and that of the other.
+fn own_and_peer_ends([initiators, responders]: [u32; 2], from_initiator: bool) -> (u32, u32) {
+    if from_initiator {
+        (initiators, responders)
+    } else {
+        (responders, initiators)
+    }
+}
+
+/// The phase after a reset. It closes the connection if its sender knows where a
+/// side has ended: it acknowledges the SYN that it refuses, it acknowledges a FIN, or
+/// its number is the end of its sender's own acknowledged FIN.
+fn phase_after_reset(
+    phase: TcpPhase,
+    finished: Finished,
+    segment: &Segment,
+    from_initiator: bool,
+    ends: [u32; 2],
+) -> TcpPhase {
+    let (own, others) = own_and_peer_ends(ends, from_initiator);
+    let refuses = phase == TcpPhase::SynSent && !from_initiator;
+    let knows_others = (refuses || finished.of(!from_initiator)) && segment.acknowledges(others);
+    let knows_own = finished.is_acknowledged(from_initiator) && segment.end == own;
+    match phase {
+        _ if knows_others || knows_own => TcpPhase::Closed,
+        TcpPhase::ResetInitiatorHeard | TcpPhase::ResetResponderHeard => phase,
+        _ => TcpPhase::Reset,
+    }
+}
+
+/// The phase after any other segment.
 fn next_phase(
     phase: TcpPhase,
     finished: Finished,
-    flags: TcpFlags,
+    segment: &Segment,
     from_initiator: bool,
+    ends: [u32; 2],
 ) -> TcpPhase {
-    if flags.rst || phase == TcpPhase::Closed {
+    let (_, others) = own_and_peer_ends(ends, from_initiator);
+    if finished.initiator_acknowledged && finished.responder_acknowledged {
         return TcpPhase::Closed;
     }
-    match finished {
-        Finished {
-            initiator_acknowledged: true,
-            responder_acknowledged: true,
-            ..
-        } => return TcpPhase::Closed,
-        Finished {
-            initiator: true,
-            responder: true,
-            ..
-        } => return TcpPhase::LastAck,
-        Finished {
-            initiator: false,
-            responder: false,
-            ..
-        } => {}
-        _ => return TcpPhase::Closing,
+    // An attacker can't guess the number that acknowledges the other side's FIN.
+    if segment.flags.fin
+        && finished.is_acknowledged(!from_initiator)
+        && segment.acknowledges(others)
+    {
+        return TcpPhase::LastAck;
     }
-    match phase {
-        TcpPhase::SynSent if flags.syn && flags.ack && !from_initiator => TcpPhase::SynReceived,
-        TcpPhase::SynReceived if flags.ack && !flags.syn && from_initiator => TcpPhase::Established,
-        TcpPhase::PickedUp if !from_initiator => TcpPhase::Established,
-        other => other,
+    let TcpFlags { syn, ack, .. } = segment.flags;
+    match (phase, from_initiator) {
+        (TcpPhase::SynSent, false) if ack => TcpPhase::SynReceived,
+        (TcpPhase::SynReceived, true) if ack && !syn => TcpPhase::Established,
+        (TcpPhase::PickedUp, false) => TcpPhase::Established,
+        (TcpPhase::Reset, true) if !syn => TcpPhase::ResetInitiatorHeard,
+        (TcpPhase::Reset, false) if !syn => TcpPhase::ResetResponderHeard,
+        (TcpPhase::ResetInitiatorHeard, false) if !syn => TcpPhase::Established,
+        (TcpPhase::ResetResponderHeard, true) if !syn => TcpPhase::Established,
+        (other, _) => other,
     }
 }

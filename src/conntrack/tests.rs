@@ -149,65 +149,103 @@ fn a_connection_met_in_its_middle_counts_as_established_once_both_sides_were_hea
     assert!(eni.wait(59).out(&tcp(ACK)));
     assert!(eni.wait(59).back(&tcp(ACK)));
     assert!(eni.wait(100_000).back(&tcp(ACK)));
-    let mut stray = Interface::opened_by(&tcp(ACK));
-    assert!(!stray.wait(60).back(&tcp(ACK)), "nobody answered it");
+    for first in [ACK, SYN_ACK, FIN, RST] {
+        let mut stray = Interface::opened_by(&tcp(first));
+        assert!(stray.out(&tcp(ACK)));
+        assert!(!stray.wait(60).back(&tcp(ACK)), "nobody answered it");
+    }
 }
 
 #[test]
-fn a_connection_is_closed_once_both_sides_have_ended_it_and_heard_so() {
+fn a_half_closed_connection_has_the_idle_time_of_an_established_one() {
     let mut eni = Interface::opened_by(&segment(SYN, 101, 0));
     eni.establish();
     assert!(eni.out(&segment(FIN, 200, 900)));
-    assert!(eni.wait(59).back(&segment(ACK, 950, 200)), "half closed");
-    assert!(eni.back(&segment(FIN, 1000, 200)));
+    assert!(eni.wait(100_000).back(&segment(ACK, 950, 200)), "its end");
+    assert!(eni.wait(431_999).back(&segment(FIN, 1000, 200)));
     assert!(
         eni.out(&segment(ACK, 200, 950)),
         "data sent again, and not the last word"
     );
+    assert!(eni.wait(59).back(&segment(FIN, 1000, 200)), "sent again");
     assert!(
-        eni.wait(9).out(&segment(ACK, 200, 1000)),
+        eni.wait(59).out(&segment(ACK, 200, 1000)),
         "the last acknowledgement"
     );
     assert!(!eni.out(&segment(ACK, 200, 1000)));
     assert!(eni.table.find(&eni.key, Millis(eni.now + 9_999)).is_some());
     assert!(eni.table.find(&eni.key, Millis(eni.now + 10_000)).is_none());
+
+    let mut unacknowledged = Interface::opened_by(&segment(SYN, 101, 0));
+    unacknowledged.establish();
+    assert!(unacknowledged.out(&segment(FIN, 200, 900)));
+    assert!(unacknowledged.back(&segment(FIN, 1000, 200)));
+    assert!(!unacknowledged.wait(60).out(&segment(ACK, 200, 1000)));
 }
 
 #[test]
-fn a_connection_that_both_sides_have_ended_without_hearing_so_has_ten_seconds() {
+fn a_fin_without_its_acknowledgement_changes_nothing() {
     let mut eni = Interface::opened_by(&segment(SYN, 101, 0));
     eni.establish();
-    assert!(eni.out(&segment(FIN, 200, 900)));
-    assert!(eni.back(&segment(FIN, 1000, 199)), "the two crossed");
-    assert!(eni.wait(9).back(&segment(ACK, 1000, 199)));
-    assert!(!eni.wait(10).back(&segment(ACK, 1000, 199)));
+    // Forged on both sides, the answer to them included.
+    assert!(eni.back(&segment(FIN, 77, 88)) && eni.out(&segment(FIN, 99, 88)));
+    assert!(eni.back(&segment(ACK, 901, 150)));
+    assert!(eni.wait(431_999).back(&segment(ACK, 901, 150)));
+    // The true ones cross.
+    assert!(eni.out(&segment(FIN, 200, 901)) && eni.back(&segment(FIN, 1000, 150)));
+    assert!(eni.wait(431_999).out(&segment(ACK, 200, 1000)));
+    assert!(eni.back(&segment(ACK, 1000, 200)));
+    assert!(!eni.out(&segment(ACK, 200, 1000)), "closed");
 }
 
 #[test]
-fn sequence_numbers_may_wrap_while_a_connection_closes() {
+fn data_beyond_a_fin_shows_that_it_was_forged() {
     let eni = Interface::opened_by(&segment(SYN, u32::MAX - 10, 0));
     eni.establish();
     assert!(eni.out(&segment(FIN, u32::MAX, 7)));
-    assert!(eni.back(&segment(FIN, 8, 0)), "0 is past u32::MAX");
-    assert!(eni.out(&segment(ACK, u32::MAX, 8)));
-    assert!(!eni.out(&segment(ACK, u32::MAX, 8)), "closed");
+    assert!(eni.out(&segment(ACK, 3, 7)), "past u32::MAX");
+    assert!(eni.back(&segment(ACK, 7, u32::MAX)));
+    assert!(eni.back(&segment(FIN, 8, 3)));
+    assert!(eni.out(&segment(ACK, 3, 8)));
+    assert!(eni.out(&segment(FIN, 4, 8)), "half closed");
+    assert!(eni.back(&segment(ACK, 8, 4)));
+    assert!(!eni.out(&segment(ACK, 4, 8)), "closed");
 }
 
 #[test]
-fn a_reset_closes_a_connection_for_ten_seconds() {
-    let eni = Interface::opened_by(&tcp(SYN));
-    eni.establish();
-    assert!(eni.back(&tcp(RST)));
+fn a_refused_connection_is_closed_for_ten_seconds() {
+    let eni = Interface::opened_by(&segment(SYN, 101, 0));
+    assert!(eni.out(&segment(SYN, 501, 0)), "another attempt");
+    assert!(eni.back(&segment(RST, 0, 501)));
     assert!(!eni.out(&tcp(ACK)));
     assert!(eni.table.find(&eni.key, Millis(eni.now + 9_999)).is_some());
     assert!(eni.table.find(&eni.key, Millis(eni.now + 10_000)).is_none());
 }
 
 #[test]
+fn a_forged_reset_ends_only_a_connection_without_packets_from_both_sides_for_a_minute() {
+    let eni = || {
+        let eni = Interface::opened_by(&segment(SYN, 101, 0));
+        eni.establish();
+        assert!(eni.back(&segment(RST, 77, 88)));
+        eni
+    };
+    let mut over = eni();
+    assert!(over.wait(30).out(&tcp(ACK)) && over.out(&tcp(ACK)));
+    assert!(over.wait(29).back(&segment(RST, 77, 88)) && over.out(&tcp(ACK)));
+    assert!(!over.wait(1).out(&tcp(ACK)), "put off by nothing");
+    let mut goes_on = eni();
+    assert!(goes_on.wait(59).out(&tcp(ACK)));
+    assert!(goes_on.back(&tcp(RST)) && goes_on.back(&tcp(ACK)));
+    assert!(goes_on.wait(431_999).back(&tcp(ACK)));
+    let mut silent = eni();
+    assert!(!silent.wait(60).out(&tcp(ACK)));
+}
+
+#[test]
 fn only_what_is_closed_is_forgotten_for_a_new_connection() {
     let eni = Interface::opened_by(&tcp(SYN));
     eni.table.forget_closed(&eni.key);
-    eni.establish();
     assert!(eni.back(&tcp(RST)));
     eni.table.forget_closed(&eni.key);
     assert!(eni.table.is_empty());

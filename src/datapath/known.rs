@@ -10,7 +10,7 @@
 use super::{Admission, Datapath, Recorder, Verdict, Way};
 use crate::conntrack::{self, FlowRef, Judged, Millis};
 use crate::model::{Direction, InterfaceIx};
-use crate::packet::{Brief, FlowKey, Packet, Segment, Shape};
+use crate::packet::{Brief, FlowKey, Packet, Shape};
 use crate::policy::{Policy, PolicyInterface};
 
 /// Flows above which their records aren't all in the processor's cache.
@@ -66,7 +66,7 @@ impl Datapath {
         if shape.longest(length) > usize::from(way.mtu) {
             return None;
         }
-        let egress = admission::<R>(&sent, &segment, Direction::Egress, generation)?;
+        let egress = admission::<R>(&sent, Direction::Egress, generation)?;
 
         let mut ingress = None;
         if receiver.subnet().is_some() {
@@ -80,7 +80,7 @@ impl Datapath {
             } else {
                 self.flows.find(&other, now)?
             };
-            let admission = admission::<R>(&received, &segment, Direction::Ingress, generation)?;
+            let admission = admission::<R>(&received, Direction::Ingress, generation)?;
             if !received.take_note(&segment, Direction::Ingress, &receiver.tracking, now) {
                 return None;
             }
@@ -113,8 +113,8 @@ impl Datapath {
         shape: Shape,
         now: Millis,
     ) -> Option<Verdict> {
-        // Fragments have a table of their own.
-        if packet.fragment.is_some() {
+        // Fragments have a table of their own, and a SYN may begin another flow.
+        if packet.fragment.is_some() || packet.opens_connection() {
             return None;
         }
         let brief = Brief::of(from, packet)?;
@@ -170,7 +170,6 @@ impl Way {
 #[expect(clippy::option_option, reason = "whether it passes, and by what")]
 fn admission<R: Recorder>(
     flow: &FlowRef<'_>,
-    segment: &Segment,
     direction: Direction,
     generation: u64,
 ) -> Option<Option<Admission>> {
@@ -178,7 +177,7 @@ fn admission<R: Recorder>(
     let passes = if tracked {
         !flow.is_closed()
     } else {
-        flow.passed(Judged::Rules, direction, generation) && !segment.opens()
+        flow.passed(Judged::Rules, direction, generation)
     };
     let by = || Admission {
         rule: if tracked {

@@ -315,6 +315,10 @@ impl Station<'_> {
                 recorder.step(Step::Closed { at, direction });
                 return Err((DropReason::ConnectionClosed, at));
             }
+            // The connection may have ended: the rules judge the start of the next.
+            if packet.opens_connection() && flow.is_reset() {
+                return Ok(Known::Unknown { replace: true });
+            }
             let rule = flow.admitted_by();
             if !flow.take_note(
                 &packet.segment(),

@@ -174,7 +174,7 @@ pub fn all() -> Vec<(&'static str, Maker)> {
         ("FIN does not close", |m, n| {
             disguised(m, n, |packet| with_tcp(packet, |flags| flags.fin = false))
         }),
-        ("the first FIN closes", |m, n| {
+        ("a FIN is a reset", |m, n| {
             disguised(m, n, |packet| {
                 with_tcp(packet, |flags| flags.rst |= flags.fin)
             })
@@ -182,6 +182,23 @@ pub fn all() -> Vec<(&'static str, Maker)> {
         ("any acknowledgement acknowledges the FIN", |m, n| {
             disguised(m, n, without_numbers)
         }),
+        ("no reset closes at once", |m, n| {
+            disguised(m, n, |packet| {
+                if let Payload::Tcp { flags, .. } = packet.payload
+                    && flags.rst
+                {
+                    without_numbers(packet);
+                }
+            })
+        }),
+        (
+            "a reset counts for nothing but its acknowledgement",
+            |m, n| {
+                disguised(m, n, |packet| {
+                    with_tcp(packet, |flags| flags.rst &= flags.ack);
+                })
+            },
+        ),
         ("an acknowledgement may fall short by one", |m, n| {
             disguised(m, n, acknowledging_more)
         }),
@@ -288,7 +305,7 @@ fn without_numbers(packet: &mut Packet) {
         ..
     } = &mut packet.payload
     {
-        (*sequence, *acknowledgement, *data) = (0, 1000, 0);
+        (*sequence, *acknowledgement, *data) = (0, 1, 0);
     }
 }
 

@@ -202,7 +202,7 @@ pub fn run(case: &Case, make: Maker, tally: &mut Tally) -> Result<(), Box<Failur
                     judged,
                 }));
             }
-            world.count(tally, &frame, place, &expected);
+            world.count(tally, &frame, place, &expected, now);
             world
                 .history
                 .note(&model, frame, place, &expected.judgement);
@@ -253,6 +253,19 @@ struct World {
     datagrams: Datagrams,
     /// Places in conversations from which a packet was delivered.
     delivered: Vec<Place>,
+    /// TCP conversations, by number.
+    connections: BTreeMap<usize, Connection>,
+}
+
+/// The delivered part of a TCP conversation.
+#[derive(Debug, Default)]
+struct Connection {
+    /// A reset was delivered.
+    reset: bool,
+    /// A FIN was delivered.
+    half_closed: bool,
+    /// The time of the last packet.
+    last: Duration,
 }
 
 impl World {
@@ -287,7 +300,14 @@ impl World {
 
     /// Notes by which decision a packet passed or failed, so that a test can
     /// see whether random cases get everywhere.
-    fn count(&mut self, tally: &mut Tally, frame: &Frame, place: Place, verdict: &Verdict) {
+    fn count(
+        &mut self,
+        tally: &mut Tally,
+        frame: &Frame,
+        place: Place,
+        verdict: &Verdict,
+        now: Duration,
+    ) {
         let mut add = |what: String, times: u64| *tally.entry(what).or_default() += times;
         let packet = &frame.packet;
         let known = self.delivered.contains(&place);
@@ -352,6 +372,21 @@ impl World {
                     add("translated at the source".into(), 1);
                 } else if seen.destination != packet.destination {
                     add("translated at the destination".into(), 1);
+                }
+                if let Payload::Tcp { flags, .. } = packet.payload {
+                    let connection = self.connections.entry(place.talk()).or_default();
+                    let pause = now - connection.last;
+                    if out == "flow" && into == "flow" && !flags.syn && !flags.rst {
+                        if connection.reset {
+                            add("goes on after a reset".into(), 1);
+                        }
+                        if connection.half_closed && pause > Duration::from_secs(60) {
+                            add("goes on half closed after a pause".into(), 1);
+                        }
+                    }
+                    connection.reset |= flags.rst;
+                    connection.half_closed |= flags.fin;
+                    connection.last = now;
                 }
                 self.delivered.push(place);
             }

@@ -45,6 +45,11 @@ pub fn turn_plan() -> impl Strategy<Value = TurnPlan> {
 }
 
 impl TurnPlan {
+    /// True if an attacker sends it, who knows only addresses and ports.
+    fn is_forged(&self) -> bool {
+        self.number % 16 >= 14 && self.flags % 20 >= 10
+    }
+
     /// How many bytes it carries: mostly next to none, and now and then more than some
     /// path takes, in the middle of a conversation whose packets were small.
     pub fn payload(&self) -> usize {
@@ -71,6 +76,15 @@ pub fn error_plan() -> impl Strategy<Value = ErrorPlan> {
 pub struct Place {
     talk: usize,
     by_initiator: bool,
+    /// Sent by an attacker who guesses the sequence numbers.
+    forged: bool,
+}
+
+impl Place {
+    /// The number of the conversation.
+    pub fn talk(self) -> usize {
+        self.talk
+    }
 }
 
 /// A packet that was sent.
@@ -97,6 +111,7 @@ impl History {
         Place {
             talk: self.talks,
             by_initiator: true,
+            forged: false,
         }
     }
 
@@ -136,6 +151,10 @@ impl History {
         if matches!(packet.payload, Payload::Headless(_)) {
             return None;
         }
+        let place = Place {
+            forged: plan.is_forged(),
+            ..place
+        };
         let headers = header_length(packet.source.is_ipv4(), packet.payload, Extension::Absent);
         if packet.fragment.take().is_some() || packet.length < headers {
             packet.length = headers;
@@ -305,22 +324,26 @@ impl History {
     /// Gives a segment flags and numbers: mostly those that its place in the
     /// conversation asks for.
     fn number(&self, payload: &mut Payload, place: Place, plan: TurnPlan) {
-        let last_of = |by_initiator| {
+        let segments_of = |by_initiator| {
             let place = Place {
                 by_initiator,
+                forged: false,
                 ..place
             };
             self.sent
                 .iter()
                 .rev()
-                .filter(|sent| sent.place == place)
-                .find_map(|sent| Segment::of(sent.frame.packet.payload))
+                .filter(move |sent| sent.place == place)
+                .filter_map(|sent| Segment::of(sent.frame.packet.payload))
         };
-        let (own, other) = (last_of(place.by_initiator), last_of(!place.by_initiator));
+        let own_fin = segments_of(place.by_initiator).find(|own| own.flags.fin);
+        let own = segments_of(place.by_initiator).next();
+        let other = segments_of(!place.by_initiator).next();
         let Payload::Tcp {
             flags: set,
             sequence,
             acknowledgement,
+            data,
             ..
         } = payload
         else {
@@ -338,15 +361,28 @@ impl History {
             }) if own.is_none() => SYN_ACK,
             _ => ACK,
         };
-        *set = match plan.flags % 16 {
-            0..=8 => natural,
-            9..=11 => FIN_ACK,
-            12 => flags(true, false, false, false),
-            13 => SYN_ACK,
+        *set = match plan.flags % 20 {
+            0..=9 => natural,
+            10..=13 => FIN_ACK,
+            14 => flags(true, false, false, false),
+            15 => SYN_ACK,
+            16 => flags(false, false, false, true),
+            17 => flags(false, true, false, true),
             _ => first_flags(plan.flags / 8),
         };
         *sequence = own.map_or(5000, |own| own.end);
         *acknowledgement = other.map_or(0, |other| other.end);
+        if let Some(fin) = own_fin.filter(|_| set.fin) {
+            // Sent again.
+            *sequence = fin.end.wrapping_sub(1).wrapping_sub(*data);
+        }
+        if place.forged {
+            // Inside the receiver's window, and outside.
+            let off = |by| *pick(&[1, 0, u32::MAX, 1000, 1 << 30, 3 << 30], by);
+            *sequence = sequence.wrapping_add(off(plan.number / 16));
+            *acknowledgement = acknowledgement.wrapping_add(off(plan.data));
+            return;
+        }
         match plan.number % 16 {
             0..=10 => {}
             // Sent again, from before; acknowledging too little, too much, or

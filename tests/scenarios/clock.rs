@@ -35,6 +35,12 @@ pub const ACK: TcpFlags = TcpFlags {
     ..SYN
 };
 pub const SYN_ACK: TcpFlags = TcpFlags { ack: true, ..SYN };
+pub const FIN: TcpFlags = TcpFlags { fin: true, ..ACK };
+pub const RST: TcpFlags = TcpFlags {
+    ack: false,
+    rst: true,
+    ..ACK
+};
 
 impl Clock {
     pub fn new(text: &str) -> Self {

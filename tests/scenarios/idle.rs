@@ -8,7 +8,7 @@ use std::time::Duration;
 use sgwall::packet::Transport;
 use sgwall::policy::DropReason;
 
-use crate::clock::{ACK, Clock, End};
+use crate::clock::{ACK, Clock, End, FIN, RST, SYN};
 
 /// `a` may send to `b` whatever it likes; `b` may send replies only, and `a`
 /// gets nothing else.
@@ -77,6 +77,38 @@ fn a_tcp_session_idle_past_its_timeout_is_rejected_unless_rules_allow() {
     clock.save(&text);
     assert_eq!(clock.tcp(a(40_000), b(5432), ACK), Ok("b".into()));
     assert_eq!(clock.tcp(b(5432), a(40_000), ACK), Ok("a".into()));
+}
+
+#[test]
+fn a_half_closed_session_gets_an_answer_that_takes_days() {
+    let mut clock = Clock::new(ONE_WAY);
+    clock.connect(a(40_000), b(80));
+    assert_eq!(clock.tcp(a(40_000), b(80), FIN), Ok("b".into()));
+    assert_eq!(clock.tcp(b(80), a(40_000), ACK), Ok("a".into()));
+    for pause in [Duration::from_secs(70), FIVE_DAYS - MILLISECOND] {
+        clock.wait(pause);
+        assert_eq!(clock.tcp(b(80), a(40_000), ACK), Ok("a".into()));
+    }
+    assert_eq!(clock.tcp(b(80), a(40_000), FIN), Ok("a".into()));
+    assert_eq!(clock.tcp(a(40_000), b(80), ACK), Ok("b".into()));
+    let closed = refused(DropReason::ConnectionClosed, "b");
+    assert_eq!(clock.tcp(b(80), a(40_000), ACK), closed);
+}
+
+#[test]
+fn a_forged_reset_neither_cuts_a_session_nor_opens_the_way_for_a_syn() {
+    let mut clock = Clock::new(ONE_WAY);
+    clock.connect(a(40_000), b(80));
+    clock.save(&without(ONE_WAY, &["Into b"]));
+    for _ in 0..3 {
+        assert_eq!(clock.tcp(b(80), a(40_000), RST), Ok("a".into()));
+        let begun = clock.tcp(a(40_000), b(80), SYN);
+        assert_eq!(begun, refused(DropReason::NoIngressRule, "b"));
+        clock.wait(Duration::from_secs(59));
+        assert_eq!(clock.tcp(b(80), a(40_000), ACK), Ok("a".into()));
+        assert_eq!(clock.tcp(a(40_000), b(80), ACK), Ok("b".into()));
+        clock.wait(FIVE_DAYS - MILLISECOND);
+    }
 }
 
 #[test]

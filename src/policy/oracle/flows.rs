@@ -8,13 +8,13 @@ use super::groups::Seen;
 use super::packet::{Payload, Quoted, Speech, TcpFlags};
 use crate::model::{Direction, InterfaceIx, Model};
 
-/// A TCP connection that isn't established yet, or is closing, idles out after
-/// this. AWS documents no value (§14, 1); a minute is what stateful firewalls
+/// A TCP connection that isn't established yet, or that both sides have ended,
+/// idles out after this, and one that was reset goes after it unless both sides are
+/// heard. AWS documents no value (§14, 1); a minute is what stateful firewalls
 /// commonly give a half-open connection.
 const TCP_TRANSIENT: Duration = Duration::from_secs(60);
-/// How long a TCP connection is remembered whose end both sides announced:
-/// until it is acknowledged, since the last packet; then once more. Chosen.
-const TCP_ENDING: Duration = Duration::from_secs(10);
+/// How long a closed TCP connection is remembered. Chosen.
+const TCP_CLOSED: Duration = Duration::from_secs(10);
 /// An ICMP query; AWS documents no value (§14, 2).
 const ICMP_QUERY: Duration = Duration::from_secs(30);
 /// Protocols without ports: documented (§3.1).
@@ -185,9 +185,11 @@ enum Progress {
 /// One side of a TCP connection, as far as its end goes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Side {
-    /// The sequence number after its FIN, if it has sent one.
-    end: Option<u32>,
-    /// The other side has acknowledged it.
+    /// The sequence number after its last SYN or FIN.
+    end: u32,
+    /// A FIN was seen. Until the other side acknowledges it, it may be forged.
+    finished: bool,
+    /// The other side has acknowledged its FIN: exactly, as nothing follows it.
     acknowledged: bool,
 }
 
@@ -197,12 +199,17 @@ struct Side {
 enum TcpState {
     SynSent,
     SynReceived,
+    /// Half closed too (RFC 5382 REQ-5).
     Established,
     /// Met in its middle; the other side has not been heard yet.
     PickedUp,
-    /// One side has sent FIN.
-    Closing,
-    /// Both have, and not both FINs are acknowledged.
+    /// Reset by a segment that may be forged, and which sides have sent a packet
+    /// since (RFC 6146 §3.5.2.2).
+    Reset {
+        initiator: bool,
+        responder: bool,
+    },
+    /// Both sides have sent a FIN, the later of which acknowledges the earlier.
     LastAck,
     Closed,
 }
@@ -217,17 +224,15 @@ impl Flow {
         now: Duration,
     ) -> Self {
         let progress = match payload {
-            Payload::Tcp { flags, .. } => {
-                let mut initiator = Side::default();
-                if flags.fin && !flags.rst {
-                    initiator.end = Some(end_of(payload));
-                }
-                Progress::Tcp {
-                    state: first_state(flags),
-                    initiator,
-                    responder: Side::default(),
-                }
-            }
+            Payload::Tcp { flags, .. } => Progress::Tcp {
+                state: first_state(flags),
+                initiator: Side {
+                    end: end_of(payload),
+                    finished: flags.fin && !flags.rst,
+                    acknowledged: false,
+                },
+                responder: Side::default(),
+            },
             Payload::Udp { .. } => Progress::Udp {
                 exchanges: 0,
                 asked: true,
@@ -254,9 +259,10 @@ impl Flow {
                 TcpState::SynSent
                 | TcpState::SynReceived
                 | TcpState::PickedUp
-                | TcpState::Closing => TCP_TRANSIENT,
+                | TcpState::Reset { .. }
+                | TcpState::LastAck => TCP_TRANSIENT,
                 TcpState::Established => interface.tracking.tcp_established,
-                TcpState::LastAck | TcpState::Closed => TCP_ENDING,
+                TcpState::Closed => TCP_CLOSED,
             },
             // §3.5: one direction only or a single request and response has
             // the short timeout, more than one the long.
@@ -270,12 +276,23 @@ impl Flow {
         now.saturating_sub(self.last_seen) < timeout
     }
 
-    /// Whether it is a TCP connection that was reset, or ended by both sides.
+    /// True if it is a TCP connection that is closed.
     pub(super) fn is_closed(&self) -> bool {
         matches!(
             self.progress,
             Progress::Tcp {
                 state: TcpState::Closed,
+                ..
+            }
+        )
+    }
+
+    /// True if it is a TCP connection that was reset and is not established again.
+    pub(super) fn is_reset(&self) -> bool {
+        matches!(
+            self.progress,
+            Progress::Tcp {
+                state: TcpState::Reset { .. },
                 ..
             }
         )
@@ -287,7 +304,7 @@ impl Flow {
         if self.is_closed() {
             return;
         }
-        self.last_seen = now;
+        let was_reset = self.is_reset();
         let from_initiator = direction == self.opened;
         match &mut self.progress {
             Progress::Tcp {
@@ -311,6 +328,10 @@ impl Flow {
             }
             Progress::Query | Progress::Other => {}
         }
+        // Packets of one side don't extend the minute after a reset.
+        if !(was_reset && self.is_reset()) {
+            self.last_seen = now;
+        }
     }
 }
 
@@ -319,17 +340,19 @@ impl Flow {
 /// was heard (AWS is silent, §14, 1).
 fn first_state(flags: TcpFlags) -> TcpState {
     if flags.rst {
-        TcpState::Closed
-    } else if flags.fin {
-        TcpState::Closing
+        RESET
     } else if flags.syn && !flags.ack {
         TcpState::SynSent
-    } else if flags.syn {
-        TcpState::SynReceived
     } else {
         TcpState::PickedUp
     }
 }
+
+/// Just reset.
+const RESET: TcpState = TcpState::Reset {
+    initiator: false,
+    responder: false,
+};
 
 /// The state in which a further packet leaves a connection; `speaker` sent it
 /// to `listener`.
@@ -348,31 +371,61 @@ fn next_state(
     else {
         return state;
     };
+    let end = end_of(payload);
+    let acknowledges_end = flags.ack && acknowledgement == listener.end;
     if flags.rst {
-        return TcpState::Closed;
+        // An attacker can't guess the end of the refused SYN, or of a side's FIN.
+        let refuses_syn = state == TcpState::SynSent && !from_initiator;
+        let knows = (refuses_syn || listener.finished) && acknowledges_end
+            || speaker.acknowledged && end == speaker.end;
+        return match state {
+            _ if knows => TcpState::Closed,
+            TcpState::Reset { .. } => state,
+            _ => RESET,
+        };
     }
-    // A FIN that is sent again ends where the first did.
-    if flags.fin && speaker.end.is_none() {
-        speaker.end = Some(end_of(payload));
-    }
-    if flags.ack
-        && let Some(end) = listener.end
-        && is_at_or_past(acknowledgement, end)
-    {
+
+    if listener.finished && acknowledges_end {
         listener.acknowledged = true;
     }
-    match (speaker.end, listener.end) {
-        (Some(_), Some(_)) if speaker.acknowledged && listener.acknowledged => TcpState::Closed,
-        (Some(_), Some(_)) => TcpState::LastAck,
-        (Some(_), None) | (None, Some(_)) => TcpState::Closing,
-        (None, None) => match state {
-            TcpState::SynSent if flags.syn && flags.ack && !from_initiator => TcpState::SynReceived,
-            TcpState::SynReceived if flags.ack && !flags.syn && from_initiator => {
+    // The last FIN of a side counts, until one is confirmed.
+    let confirmed = speaker.acknowledged || state == TcpState::LastAck;
+    if flags.fin && !confirmed {
+        speaker.finished = true;
+        speaker.end = end;
+    } else if flags.syn && !flags.ack && from_initiator && state == TcpState::SynSent {
+        speaker.end = end;
+    } else if !flags.fin && !flags.syn && !confirmed && is_past(end, speaker.end) {
+        // Data follows, so the FIN was forged.
+        speaker.finished = false;
+    }
+
+    if speaker.acknowledged && listener.acknowledged {
+        return TcpState::Closed;
+    }
+    if flags.fin && listener.acknowledged && acknowledges_end {
+        return TcpState::LastAck;
+    }
+    match state {
+        TcpState::SynSent if flags.ack && !from_initiator => TcpState::SynReceived,
+        TcpState::SynReceived if flags.ack && !flags.syn && from_initiator => TcpState::Established,
+        TcpState::PickedUp if !from_initiator => TcpState::Established,
+        TcpState::Reset {
+            initiator,
+            responder,
+        } if !flags.syn => {
+            let initiator = initiator || from_initiator;
+            let responder = responder || !from_initiator;
+            if initiator && responder {
                 TcpState::Established
+            } else {
+                TcpState::Reset {
+                    initiator,
+                    responder,
+                }
             }
-            TcpState::PickedUp if !from_initiator => TcpState::Established,
-            unchanged => unchanged,
-        },
+        }
+        unchanged => unchanged,
     }
 }
 
@@ -393,8 +446,8 @@ fn end_of(payload: Payload) -> u32 {
     }
 }
 
-/// Whether one sequence number lies at or after another: at most half of the
-/// numbers there are (RFC 9293 §3.4).
-fn is_at_or_past(number: u32, other: u32) -> bool {
-    number.wrapping_sub(other) < 1 << 31
+/// Whether one sequence number lies after another: less than half of the numbers
+/// there are (RFC 9293 §3.4).
+fn is_past(number: u32, other: u32) -> bool {
+    (1..1 << 31).contains(&number.wrapping_sub(other))
 }

@@ -74,7 +74,10 @@ impl Oracle {
         if let Some(position) = known
             && self.flows[position].tracked
         {
-            if !self.flows[position].is_closed() {
+            // A connection that was reset may have ended. The rules judge the start of
+            // the next one, which replaces it if they admit it.
+            let begins_next = self.flows[position].is_reset() && seen.payload.starts_connection();
+            if !self.flows[position].is_closed() && !begins_next {
                 self.flows[position].continue_with(seen.payload, direction, now);
                 return Ok(Admission::Flow);
             }
@@ -84,8 +87,10 @@ impl Oracle {
             if !seen.payload.starts_connection() {
                 return Err(DropReason::ConnectionClosed);
             }
-            self.flows.remove(position);
-            known = None;
+            if self.flows[position].is_closed() {
+                self.flows.remove(position);
+                known = None;
+            }
         }
 
         // ICMP errors belong to no flow. By AWS's newest text they need a rule;
@@ -124,15 +129,16 @@ impl Oracle {
         Ok(admission)
     }
 
-    /// Keeps a new flow, in the place of the untracked one at `old` if there is
-    /// such a one. Without room the packet of a tracked flow is dropped, and
+    /// Keeps a new flow, in the place of the one at `old` if there is such a one. Without room the packet of a tracked flow is dropped, and
     /// live flows stay; that of an untracked one passes and is not remembered.
     /// (Untracked ones have half of the room: AWS needs none for them, so they
     /// must not take that of those that it tracks.)
     fn remember(&mut self, flow: Flow, old: Option<usize>) -> Result<(), DropReason> {
         let entity = self.model.interfaces[flow.identity.interface.ix()].entity;
         let allowance = self.model.entities[entity.ix()].max_flows;
-        if flow.tracked && allowance.is_some_and(|most| self.tracked(entity) >= most as usize) {
+        let has_place = old.is_some_and(|old| self.flows[old].tracked);
+        let is_full = allowance.is_some_and(|most| self.tracked(entity) >= most as usize);
+        if flow.tracked && !has_place && is_full {
             return Err(DropReason::ConntrackAllowance);
         }
         if let Some(old) = old {

@@ -32,6 +32,7 @@ const SYN_ACK: TcpFlags = flags(true, true, false, false);
 const ACK: TcpFlags = flags(false, true, false, false);
 const FIN_ACK: TcpFlags = flags(false, true, true, false);
 const RST: TcpFlags = flags(false, false, false, true);
+const RST_ACK: TcpFlags = flags(false, true, false, true);
 
 const fn flags(syn: bool, ack: bool, fin: bool, rst: bool) -> TcpFlags {
     TcpFlags { syn, ack, fin, rst }
@@ -99,6 +100,19 @@ fn tcp_packet(
         data: 0,
     };
     packet(from, source, destination, payload)
+}
+
+fn number(packet: &mut Packet, new_sequence: u32, new_acknowledgement: u32, new_data: u32) {
+    let Payload::Tcp {
+        sequence,
+        acknowledgement,
+        data,
+        ..
+    } = &mut packet.payload
+    else {
+        unreachable!("a TCP packet");
+    };
+    (*sequence, *acknowledgement, *data) = (new_sequence, new_acknowledgement, new_data);
 }
 
 fn udp(

@@ -63,19 +63,6 @@ impl Pair {
     }
 }
 
-fn number(packet: &mut Packet, new_sequence: u32, new_acknowledgement: u32, new_data: u32) {
-    let Payload::Tcp {
-        sequence,
-        acknowledgement,
-        data,
-        ..
-    } = &mut packet.payload
-    else {
-        unreachable!("a TCP packet");
-    };
-    (*sequence, *acknowledgement, *data) = (new_sequence, new_acknowledgement, new_data);
-}
-
 #[test]
 fn a_connection_is_closed_when_both_fins_are_acknowledged() {
     let mut pair = established();
@@ -102,16 +89,16 @@ fn a_fin_may_acknowledge_the_fin_of_the_other_side() {
 }
 
 #[test]
-fn an_acknowledgement_short_of_the_fin_does_not_close() {
+fn an_acknowledgement_short_of_the_fin_or_beyond_does_not_close() {
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
     pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 2);
-    // 5000 acknowledges all data but not the FIN; half the numbers away is
-    // behind it; and without the flag the number means nothing.
+    // 5000 acknowledges all data but not the FIN, after which there is nothing;
+    // and without the flag the number means nothing.
     pair.passes(&pair.forth(ACK, 1001, 5000, 0), 3);
-    pair.passes(&pair.forth(ACK, 1001, 5001 + (1 << 31), 0), 4);
+    pair.passes(&pair.forth(ACK, 1001, 5002, 0), 4);
     pair.passes(&pair.forth(TcpFlags::default(), 1001, 5001, 0), 5);
-    pair.passes(&pair.forth(ACK, 1001, 5001 + (1 << 31) - 1, 0), 6);
+    pair.passes(&pair.forth(ACK, 1001, 5001, 0), 6);
     pair.is_rejected(&pair.forth(ACK, 1001, 5001, 0), 7);
 }
 
@@ -123,20 +110,38 @@ fn sequence_numbers_wrap() {
     pair.passes(&pair.forth(ACK, 0, 5001, 0), 3);
     // The first FIN ends at 0, and was acknowledged up to the number before.
     pair.passes(&pair.back(ACK, 5001, u32::MAX, 0), 4);
-    pair.passes(&pair.back(ACK, 5001, 3, 0), 5);
-    pair.is_rejected(&pair.back(ACK, 5001, 3, 0), 6);
+    pair.passes(&pair.back(ACK, 5001, 0, 0), 5);
+    pair.is_rejected(&pair.back(ACK, 5001, 0, 0), 6);
+
+    // Half of the numbers away is behind it, one less is beyond.
+    for (sequence, beyond) in [(1000 + (1 << 31), true), (1001 + (1 << 31), false)] {
+        let mut pair = established();
+        pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
+        pair.passes(&pair.forth(ACK, sequence, 5000, 0), 2);
+        pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 3);
+        pair.passes(&pair.forth(ACK, 1001, 5001, 0), 4);
+        if beyond {
+            pair.passes(&pair.back(ACK, 5001, 1001, 0), 5);
+        } else {
+            pair.is_rejected(&pair.back(ACK, 5001, 1001, 0), 5);
+        }
+    }
 }
 
 #[test]
-fn the_first_fin_of_a_side_says_where_it_ends() {
+fn a_fin_counts_once_it_is_acknowledged() {
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
-    // Sent again, and once more with data beyond: the end stays at 1001.
-    pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 2);
-    pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 500), 3);
-    pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 4);
-    pair.passes(&pair.forth(ACK, 1001, 5001, 0), 5);
-    pair.is_rejected(&pair.back(ACK, 5001, 1001, 0), 6);
+    // Somebody else's comes between; the true one is sent again.
+    pair.passes(&pair.forth(FIN_ACK, 77_000, 5000, 0), 2);
+    pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 3);
+    pair.passes(&pair.back(ACK, 5000, 1001, 0), 4);
+    // What is acknowledged stands, and so does what acknowledges it.
+    pair.passes(&pair.forth(FIN_ACK, 88_000, 5000, 0), 5);
+    pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 6);
+    pair.passes(&pair.back(FIN_ACK, 99_000, 0, 0), 7);
+    pair.passes(&pair.forth(ACK, 1001, 5001, 0), 8);
+    pair.is_rejected(&pair.back(ACK, 5001, 1001, 0), 9);
 }
 
 #[test]
@@ -149,54 +154,108 @@ fn a_fin_that_is_sent_again_still_acknowledges() {
 }
 
 #[test]
-fn a_reset_closes_at_once_and_its_fin_counts_for_nothing() {
+fn a_reset_with_the_number_of_an_end_closes_at_once() {
+    // The SYN's, when it is refused.
+    for (acknowledgement, refuses) in [(999, false), (1000, true), (1001, false)] {
+        let mut pair = established();
+        pair.oracle = pair.lab.oracle();
+        pair.passes(&pair.forth(SYN, 999, 0, 0), 1);
+        pair.passes(&pair.back(RST_ACK, 0, acknowledgement, 0), 2);
+        let next = pair.forth(ACK, 1000, 1, 0);
+        if refuses {
+            pair.is_rejected(&next, 3);
+        } else {
+            pair.passes(&next, 3);
+        }
+    }
+    // The other side's FIN; a FIN of its own counts for nothing.
     let mut pair = established();
-    pair.passes(&pair.back(RST, 5000, 0, 0), 1);
-    pair.is_rejected(&pair.forth(ACK, 1000, 5000, 0), 2);
-    pair.is_rejected(&pair.back(RST, 5000, 0, 0), 3);
+    pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
+    pair.passes(&pair.back(flags(false, true, true, true), 5000, 1001, 0), 2);
+    pair.is_rejected(&pair.forth(ACK, 1001, 5000, 0), 3);
+    // One's own, when it was acknowledged; before it may be anybody's.
+    for (acknowledgement, knows) in [(1000, false), (1001, true)] {
+        let mut pair = established();
+        pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
+        pair.passes(&pair.back(ACK, 5000, acknowledgement, 10), 2);
+        pair.passes(&pair.forth(RST, 1001, 0, 0), 3);
+        let next = pair.back(ACK, 5010, 1001, 0);
+        if knows {
+            pair.is_rejected(&next, 4);
+        } else {
+            pair.passes(&next, 4);
+        }
+    }
+}
+
+#[test]
+fn any_other_reset_starts_a_minute_that_packets_from_both_sides_end() {
+    let mut pair = established();
+    pair.passes(&pair.back(RST, 77, 0, 0), 0);
+    pair.passes(&pair.back(RST_ACK, 5000, 1000, 0), 20_000);
+    pair.passes(&pair.forth(ACK, 1000, 5000, 0), 59_999);
+    assert_eq!(
+        pair.oracle
+            .verdict(&pair.back(ACK, 5000, 1000, 0), at(60_000)),
+        dropped(DropReason::NoEgressRule, pair.b)
+    );
+
+    let mut pair = established();
+    pair.passes(&pair.back(RST, 77, 0, 0), 0);
+    pair.passes(&pair.forth(ACK, 1000, 5000, 0), 30_000);
+    pair.passes(&pair.back(RST, 77, 0, 0), 40_000);
+    pair.passes(&pair.back(ACK, 5000, 1000, 0), 59_999);
+    pair.passes(&pair.back(ACK, 5000, 1000, 0), 59_999 + 431_999_999);
 }
 
 #[test]
 fn the_idle_times_of_an_ending_connection() {
-    // One FIN: 60 s, put off by packets.
+    // One FIN: that of an established one (RFC 5382 REQ-5), put off by packets.
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 0);
-    pair.passes(&pair.back(ACK, 5000, 1001, 0), 59_999);
-    pair.passes(&pair.back(ACK, 5000, 1001, 0), 119_998);
+    pair.passes(&pair.back(ACK, 5000, 1001, 0), 431_999_999);
+    pair.passes(&pair.back(ACK, 5000, 1001, 0), 863_999_998);
     assert_eq!(
         pair.oracle
-            .verdict(&pair.back(ACK, 5000, 1001, 0), at(179_998)),
+            .verdict(&pair.back(ACK, 5000, 1001, 0), at(1_295_999_998)),
         dropped(DropReason::NoEgressRule, pair.b)
     );
 
-    // Both, not both acknowledged: 10 s, put off by packets.
+    // Both, not both acknowledged: 60 s, put off by packets.
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 0);
     pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 0);
-    pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 9_999);
-    pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 19_998);
+    pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 59_999);
+    pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 119_998);
     assert_eq!(
         pair.oracle
-            .verdict(&pair.back(FIN_ACK, 5000, 1001, 0), at(29_998)),
+            .verdict(&pair.back(FIN_ACK, 5000, 1001, 0), at(179_998)),
         dropped(DropReason::NoEgressRule, pair.b)
     );
 
     // Closed: 10 s, put off by nothing; then there is no flow, and the rules
     // judge (a connection met in its middle).
+    let mut pair = closed();
+    pair.is_rejected(&pair.forth(ACK, 1001, 5001, 0), 9_999);
+    pair.passes(&pair.forth(ACK, 1001, 5001, 0), 10_000);
+}
+
+/// A connection that both sides have ended at 0.
+fn closed() -> Pair {
     let mut pair = established();
-    pair.passes(&pair.back(RST, 5000, 0, 0), 0);
-    pair.is_rejected(&pair.forth(ACK, 1000, 5000, 0), 9_999);
-    pair.passes(&pair.forth(ACK, 1000, 5000, 0), 10_000);
+    pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 0);
+    pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 0);
+    pair.passes(&pair.forth(ACK, 1001, 5001, 0), 0);
+    pair
 }
 
 #[test]
 fn a_syn_on_a_closed_connection_is_a_new_one_for_the_rules_to_judge() {
-    let mut pair = established();
-    pair.passes(&pair.forth(RST, 1000, 0, 0), 1);
+    let mut pair = closed();
     pair.passes(&pair.forth(SYN, 7000, 0, 0), 2);
     pair.passes(&pair.back(SYN_ACK, 9000, 7001, 0), 3);
 
-    pair.passes(&pair.forth(RST, 7001, 0, 0), 4);
+    let mut pair = closed();
     pair.lab.0.group_mut(GroupIx::new(1)).ingress.clear();
     pair.oracle.replace_model(pair.lab.model());
     assert_eq!(
@@ -211,6 +270,30 @@ fn a_syn_on_a_closed_connection_is_a_new_one_for_the_rules_to_judge() {
 }
 
 #[test]
+fn a_syn_after_a_reset_is_judged_by_the_rules() {
+    let mut pair = established();
+    pair.passes(&pair.forth(RST, 1000, 0, 0), 1);
+    pair.passes(&pair.forth(SYN, 7000, 0, 0), 2);
+    pair.passes(&pair.back(SYN_ACK, 9000, 7001, 0), 3);
+    pair.passes(&pair.forth(ACK, 7001, 9001, 0), 4);
+    pair.passes(&pair.back(ACK, 9001, 7001, 0), 400_000_000);
+
+    pair.passes(&pair.forth(RST, 1000, 0, 0), 400_000_000);
+    pair.lab.0.group_mut(GroupIx::new(1)).ingress.clear();
+    pair.oracle.replace_model(pair.lab.model());
+    assert_eq!(
+        pair.oracle
+            .verdict(&pair.forth(SYN, 8000, 0, 0), at(400_000_001)),
+        dropped(DropReason::NoIngressRule, pair.b)
+    );
+    pair.passes(&pair.forth(ACK, 7001, 9001, 0), 400_000_002);
+    pair.passes(&pair.back(ACK, 9001, 7001, 0), 400_000_003);
+    // At the sender, whose own rules let the SYN pass, it began anew.
+    pair.passes(&pair.forth(ACK, 7001, 9001, 0), 400_000_004);
+    pair.passes(&pair.back(ACK, 9001, 7001, 0), 800_000_000);
+}
+
+#[test]
 fn a_connection_may_begin_with_its_end() {
     // Met in its middle: the first packet seen is a FIN, or a reset.
     let mut pair = established();
@@ -222,7 +305,12 @@ fn a_connection_may_begin_with_its_end() {
 
     pair.oracle = pair.lab.oracle();
     pair.passes(&pair.forth(RST, 1000, 0, 0), 0);
-    pair.is_rejected(&pair.forth(RST, 1000, 0, 0), 1);
+    pair.passes(&pair.back(ACK, 5000, 1000, 0), 59_999);
+    assert_eq!(
+        pair.oracle
+            .verdict(&pair.back(ACK, 5000, 1000, 0), at(60_000)),
+        dropped(DropReason::NoEgressRule, pair.b)
+    );
 }
 
 #[test]

@@ -303,7 +303,9 @@ fn no_packet_of_a_closed_untracked_connection_is_rejected_for_that() {
     let mut oracle = example.lab.oracle();
     // At the sender, whose flow is tracked, the connection is closed …
     assert!(is_delivered(oracle.verdict(&example.http(SYN), at(0))));
-    assert!(is_delivered(oracle.verdict(&example.http(RST), at(1))));
+    let mut refusal = example.http_back(RST_ACK);
+    number(&mut refusal, 0, 1, 0);
+    assert!(is_delivered(oracle.verdict(&refusal, at(1))));
     assert_eq!(
         oracle.verdict(&example.http(ACK), at(2)),
         dropped(DropReason::ConnectionClosed, example.a)
