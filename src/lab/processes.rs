@@ -1,11 +1,13 @@
 //! The processes inside a lab's namespaces.
 
 use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::libc;
+use nix::sys::signal::Signal;
 
 /// How long a process has between being asked and being made to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -31,9 +33,8 @@ pub(super) fn end_all(chosen: &dyn Fn(i32) -> bool) {
         for &pid in &found {
             if !told.contains(&pid) {
                 told.push(pid);
-                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
                 // A stopped process takes the request only once it goes on.
-                let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+                signal(pid, chosen, &[Signal::SIGTERM, Signal::SIGCONT]);
             }
         }
         thread::sleep(PAUSE);
@@ -49,10 +50,61 @@ pub(super) fn end_all(chosen: &dyn Fn(i32) -> bool) {
             return;
         }
         for &pid in &found {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            signal(pid, chosen, &[Signal::SIGKILL]);
         }
         thread::sleep(PAUSE);
     }
+}
+
+/// Signals a process if it is still one that `chosen` picks. It is held by a descriptor
+/// while that is looked at, so the signals never reach another process, to which the
+/// kernel has given the number meanwhile.
+fn signal(pid: i32, chosen: &dyn Fn(i32) -> bool, signals: &[Signal]) {
+    let Ok(process) = open(pid) else {
+        // It has ended.
+        return;
+    };
+    if !chosen(pid) {
+        return;
+    }
+    for &signal in signals {
+        if let Err(error) = send(&process, signal) {
+            tracing::debug!(pid, %signal, %error, "a process can't be signalled");
+        }
+    }
+}
+
+/// A descriptor of the process that has the number now (pidfd_open(2), Linux 5.3).
+#[expect(unsafe_code, reason = "neither std nor nix opens processes")]
+fn open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and touches no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor; nothing else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Signals the process behind a descriptor (pidfd_send_signal(2)).
+#[expect(unsafe_code, reason = "neither std nor nix signals by descriptor")]
+fn send(process: &OwnedFd, signal: Signal) -> io::Result<()> {
+    let none: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: the descriptor is open, and without a `siginfo_t` no memory is read.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal as libc::c_int,
+            none,
+            0,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Whether the process is in one of the network namespaces.
@@ -98,6 +150,33 @@ mod tests {
         assert_eq!(parse_namespace("net:[4026531840]"), Some(4_026_531_840));
         assert_eq!(parse_namespace("mnt:[4026531840]"), None);
         assert_eq!(parse_namespace("net:[]"), None);
+    }
+
+    #[test]
+    fn a_number_that_is_another_process_s_by_now_is_not_signalled() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        // Chosen when it is found, and another when it is looked at before the signal.
+        let looks = std::cell::Cell::new(0);
+        end_all(&|found| {
+            found == pid && {
+                looks.set(looks.get() + 1);
+                looks.get() == 1
+            }
+        });
+        assert!(child.try_wait().unwrap().is_none(), "it was signalled");
+        assert!(looks.get() > 1);
+        // The one that is meant ends.
+        end_all(&|found| found == pid && child_runs(pid));
+        assert!(!child.wait().unwrap().success());
+    }
+
+    /// A child that has ended keeps its number until it is waited for.
+    fn child_runs(pid: i32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
     }
 
     #[test]
