@@ -1,7 +1,7 @@
 //! An engine with the model that it enforces: proven at start, changed while
 //! it runs, asked for its status.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,16 +27,24 @@ pub struct Appliance {
     proofs: Vec<Proof>,
     /// What was dropped last, as far as it was told one by one.
     recent: Mutex<VecDeque<DropReport>>,
+    /// Held while a model is put in force, so that one change waits for the other.
+    changing: Mutex<()>,
+    /// Locked for a moment only: whoever asks for the status never waits for a change.
     declared: Mutex<Declared>,
 }
 
-/// What is declared now; the lock makes one change wait for the other.
-#[derive(Debug)]
+/// What is declared now.
+#[derive(Debug, Clone)]
 struct Declared {
-    model: Model,
+    model: Arc<Model>,
+    /// A worker did not take up the latest policy, which is another than that of the model.
+    stuck: bool,
     reloads: u64,
     refused: u64,
     last_refusal: Option<String>,
+    unread: Option<String>,
+    /// Why an interface passes nothing, by its `eni-…`.
+    impaired: BTreeMap<String, String>,
 }
 
 /// Why a changed model was not put in force.
@@ -74,11 +82,15 @@ impl Appliance {
             engine,
             proofs,
             recent: Mutex::default(),
+            changing: Mutex::default(),
             declared: Mutex::new(Declared {
-                model,
+                model: Arc::new(model),
+                stuck: false,
                 reloads: 0,
                 refused: 0,
                 last_refusal: None,
+                unread: None,
+                impaired: BTreeMap::new(),
             }),
         })
     }
@@ -90,29 +102,33 @@ impl Appliance {
 
     /// The interfaces that were not proven to enforce, by name, with the reason.
     pub fn unproven(&self) -> Vec<(String, String)> {
-        let model = &self.declared().model;
-        self.proofs
-            .iter()
-            .enumerate()
+        // The links, and with them the proofs, keep the order of the policy's interfaces. A
+        // changed model may have another.
+        let policy = self.engine.policy();
+        policy
+            .interfaces()
+            .filter_map(|(at, interface)| Some((interface, self.proofs.get(at.ix())?)))
             .filter(|(_, proof)| !proof.holds())
-            .map(|(i, proof)| {
-                (
-                    model.interface_label(InterfaceIx::new(i)),
-                    proof.to_string(),
-                )
-            })
+            .map(|(interface, proof)| (interface.label.clone(), proof.to_string()))
             .collect()
     }
 
-    /// Compiles `model` aside and puts it in force; gives the new generation.
-    /// Tracked flows survive.
+    /// Compiles `model` aside and puts it in force; gives the new generation, or that in
+    /// force where `model` is what is declared already. Tracked flows survive.
     ///
     /// # Errors
     /// [`ReplaceError`]; unless the engine is stuck, what was in force stays.
     pub fn replace(&self, model: Model) -> Result<u64, ReplaceError> {
-        let mut declared = self.declared();
-        let replaced = declared
-            .model
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, stuck) = {
+            let declared = self.declared();
+            (Arc::clone(&declared.model), declared.stuck)
+        };
+        if !stuck && *before == model {
+            self.declared().last_refusal = None;
+            return Ok(self.engine.policy().generation());
+        }
+        let replaced = before
             .same_topology(&model)
             .map_err(ReplaceError::from)
             .and_then(|()| {
@@ -121,13 +137,18 @@ impl Appliance {
                 self.engine.swap(policy)?;
                 Ok(generation)
             });
+        let mut declared = self.declared();
         match &replaced {
             Ok(_) => {
-                declared.model = model;
+                declared.model = Arc::new(model);
+                declared.stuck = false;
                 declared.reloads += 1;
                 declared.last_refusal = None;
             }
-            Err(error) => declared.refuse(error.to_string()),
+            Err(error) => {
+                declared.stuck |= matches!(error, ReplaceError::Engine(_));
+                declared.refuse(error.to_string());
+            }
         }
         replaced
     }
@@ -137,22 +158,34 @@ impl Appliance {
         self.declared().refuse(why);
     }
 
+    /// Takes note of why a file that has changed is not read, or that none is left.
+    pub fn set_unread(&self, why: Option<String>) {
+        self.declared().unread = why;
+    }
+
+    /// Takes note of why an interface passes nothing, or that it does again.
+    pub fn set_impaired(&self, interface: &str, why: Option<String>) {
+        let mut declared = self.declared();
+        match why {
+            Some(why) => declared.impaired.insert(interface.to_owned(), why),
+            None => declared.impaired.remove(interface),
+        };
+    }
+
     /// Its state now.
     pub fn status(&self) -> Status {
-        let declared = self.declared();
+        let declared = self.declared().clone();
+        let by_id = declared.by_id();
         let policy = self.engine.policy();
         let interfaces: Vec<InterfaceStatus> = policy
             .interfaces()
             .map(|(at, interface)| {
                 let traffic = self.engine.counters().traffic(at);
-                let own = declared
-                    .model
-                    .interfaces()
-                    .find(|(_, declared)| declared.id == interface.id);
+                let own = by_id.get(interface.id.as_str()).copied();
                 InterfaceStatus {
                     id: interface.id.clone(),
                     name: interface.label.clone(),
-                    kind: own.map_or_else(String::new, |(at, _)| {
+                    kind: own.map_or_else(String::new, |at| {
                         declared.model.entity_of(at).kind.to_string()
                     }),
                     addresses: interface
@@ -160,8 +193,13 @@ impl Appliance {
                         .iter()
                         .map(|address| address.private.to_string())
                         .collect(),
-                    security_groups: declared.groups_of(&interface.id),
-                    proof: self.proof(at),
+                    security_groups: declared.groups_of(own),
+                    proof: match declared.impaired.get(&interface.id) {
+                        Some(why) if !self.engine.is_broken(at) => {
+                            Proof::Unproven { why: why.clone() }
+                        }
+                        _ => self.proof(at),
+                    },
                     packets_in: traffic.packets_in,
                     bytes_in: traffic.bytes_in,
                     packets_out: traffic.packets_out,
@@ -182,13 +220,14 @@ impl Appliance {
             pid: std::process::id(),
             uptime_ms: u64::try_from(self.engine.uptime().as_millis()).unwrap_or(u64::MAX),
             ready: is_ready(&interfaces),
-            enforcing: policy.interfaces().all(|(at, _)| self.proof(at).holds()),
+            enforcing: interfaces.iter().all(|it| it.proof.holds()),
             workers: self.engine.workers(),
             policy: PolicyStatus {
                 generation: policy.generation(),
                 reloads: declared.reloads,
                 refused: declared.refused,
                 last_refusal: declared.last_refusal.clone(),
+                unread: declared.unread.clone(),
             },
             flows: FlowStatus {
                 remembered: self.engine.flows().len(),
@@ -210,7 +249,8 @@ impl Appliance {
             return Vec::new();
         }
         let (now, uptime) = (SystemTime::now(), self.engine.uptime());
-        let declared = self.declared();
+        let declared = self.declared().clone();
+        let by_id = declared.by_id();
         let policy = self.engine.policy();
         let named = |sample: Sample| {
             let interface = policy.interface(sample.at);
@@ -223,9 +263,9 @@ impl Appliance {
                 // The proof's own interface is gone from the policy by now.
                 interface: interface.map_or_else(|| "?".to_owned(), |it| it.label.clone()),
                 direction: sample.direction.as_str(),
-                security_groups: interface
-                    .filter(|_| no_rule)
-                    .map_or_else(Vec::new, |it| declared.groups_of(&it.id)),
+                security_groups: interface.filter(|_| no_rule).map_or_else(Vec::new, |it| {
+                    declared.groups_of(by_id.get(it.id.as_str()).copied())
+                }),
                 packets: sample.packets,
                 headers: sample.packet.as_ref().map(Headers::from),
             }
@@ -269,12 +309,18 @@ impl Appliance {
 }
 
 impl Declared {
+    /// The interfaces by their ids, for many questions at once.
+    fn by_id(&self) -> HashMap<&str, InterfaceIx> {
+        let ids = self.model.interfaces();
+        ids.map(|(at, it)| (it.id.as_str(), at)).collect()
+    }
+
     /// The names of the security groups of an interface.
-    fn groups_of(&self, interface: &str) -> Vec<String> {
-        let own = self.model.interfaces().find(|(_, it)| it.id == interface);
+    fn groups_of(&self, interface: Option<InterfaceIx>) -> Vec<String> {
         let name = |group: &crate::model::GroupIx| &self.model.security_groups[group.ix()].name;
-        own.map_or_else(Vec::new, |(_, interface)| {
-            interface.groups().iter().map(name).cloned().collect()
+        interface.map_or_else(Vec::new, |at| {
+            let groups = self.model.interfaces[at.ix()].groups();
+            groups.iter().map(name).cloned().collect()
         })
     }
 

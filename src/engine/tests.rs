@@ -553,3 +553,92 @@ fn datagrams_keep_their_order_and_their_count_however_they_are_joined() {
         (b.packets_in, b.bytes_in) == (60, 60 * 32)
     });
 }
+
+/// A link whose reads wait for as long as the lock is held; the number of reads.
+#[derive(Debug)]
+struct Held(MemoryLink, std::sync::Mutex<()>, AtomicU64);
+
+impl Link for Held {
+    fn recv(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
+        self.2.fetch_add(1, Ordering::SeqCst);
+        let _held = self.1.lock().unwrap();
+        self.0.recv(buffer)
+    }
+
+    fn wake_with(&self, waker: Arc<mio::Waker>) {
+        self.0.wake_with(waker);
+    }
+
+    fn send(&self, envelope: Envelope, frame: &[u8], shape: Shape) -> std::io::Result<()> {
+        self.0.send(envelope, frame, shape)
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        self.0.readiness()
+    }
+}
+
+/// An appliance of [`model`]'s hosts, which are not proven for want of sockets, and the
+/// link of `a`.
+fn appliance(port: u16) -> (Appliance, Arc<Held>) {
+    let a = Arc::new(Held(
+        MemoryLink::new(64),
+        Default::default(),
+        Default::default(),
+    ));
+    let links: Vec<Arc<dyn Link>> = vec![Arc::clone(&a) as _, Arc::new(MemoryLink::new(64))];
+    let open = |at: InterfaceIx, _| Err(std::io::Error::other(format!("none for {at:?}")));
+    let appliance = Appliance::start(model(port), links, Options::default(), open).unwrap();
+    (appliance, a)
+}
+
+#[test]
+fn a_status_does_not_wait_for_a_change_of_rules() {
+    let (appliance, a) = appliance(53);
+    let held = a.1.lock().unwrap();
+    let reads = a.2.load(Ordering::SeqCst);
+    a.0.inject(udp(4000, 53, 0)).unwrap();
+    wait_until("the worker reads", || a.2.load(Ordering::SeqCst) > reads);
+    std::thread::scope(|scope| {
+        let before = appliance.engine().policy().generation();
+        let change = scope.spawn(|| appliance.replace(model(54)));
+        wait_until("the change waits for the worker", || {
+            appliance.engine().policy().generation() > before
+        });
+        let status = appliance.status();
+        assert_eq!(status.policy.reloads, 0);
+        drop(held);
+        // It would have given up, had the status waited for it.
+        change.join().unwrap().unwrap();
+    });
+    assert_eq!(appliance.status().policy.reloads, 1);
+}
+
+#[test]
+fn interfaces_keep_their_names_when_a_file_is_put_in_another_order() {
+    let (appliance, _) = appliance(53);
+    let before = appliance.unproven();
+    assert_eq!(before[0].0, "a");
+    let mut turned = model(53);
+    turned.entities.reverse();
+    turned.interfaces.reverse();
+    for interface in &mut turned.interfaces {
+        interface.entity = crate::model::EntityIx::new(1 - interface.entity.ix());
+    }
+    appliance.replace(turned).unwrap();
+    assert_eq!(appliance.unproven(), before);
+    let status = appliance.status();
+    assert_eq!(status.interfaces[0].security_groups, ["a"]);
+}
+
+#[test]
+fn a_model_that_is_in_force_already_is_not_put_in_force_again() {
+    let (appliance, _) = appliance(53);
+    let generation = appliance.engine().policy().generation();
+    assert_eq!(appliance.replace(model(53)).unwrap(), generation);
+    appliance.refuse("a mistake".to_owned());
+    assert_eq!(appliance.replace(model(53)).unwrap(), generation);
+    let policy = appliance.status().policy;
+    assert_eq!((policy.reloads, policy.last_refusal), (0, None));
+    assert_eq!(appliance.replace(model(54)).unwrap(), generation + 1);
+}

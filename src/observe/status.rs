@@ -72,6 +72,9 @@ pub struct PolicyStatus {
     pub refused: u64,
     /// Why the latest change was refused; `None` once one was put in force.
     pub last_refusal: Option<String>,
+    /// Why a file that has changed is not read; `None` if all that are watched were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<String>,
 }
 
 /// How full the flow table is.

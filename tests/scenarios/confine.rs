@@ -172,7 +172,11 @@ fn works(name: &str) {
 
         // Saved rules are read and put in force.
         let before = appliance.status().policy.generation;
-        let replaced = appliance.replace(load().model).unwrap();
+        let mut changed = load().model;
+        changed
+            .group_mut(sgwall::model::GroupIx::new(0))
+            .description = "changed".into();
+        let replaced = appliance.replace(changed).unwrap();
         assert_eq!(replaced, before + 1);
     });
     // What it can't do under the filter is to take the lab down.
