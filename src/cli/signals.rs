@@ -1,6 +1,7 @@
 //! Ctrl-C, SIGTERM and SIGHUP, for the commands that hold something up.
 
 use std::ffi::c_int;
+use std::fs::{self, File};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,7 +21,11 @@ const THE_SAME: Duration = Duration::from_secs(1);
 /// a thread.
 pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
     let (tell, _) = channel::unbounded();
-    listen(&[SIGINT, SIGTERM], tell)
+    let hangup = match Hangup::at_start() {
+        Hangup::Ignored => Hangup::Ignored,
+        _ => Hangup::Ends,
+    };
+    listen(hangup, tell)
 }
 
 /// Has a signal to stop end the process at once, with exit code 0, for as long as the flag
@@ -45,12 +50,54 @@ pub(super) enum Event {
 }
 
 /// Turns signals into events. The flag says that a first signal to stop has come; see
-/// [`stop_flag`].
+/// [`stop_flag`]. SIGHUP has the files read again, unless it says that the terminal is
+/// gone on which the program was started: that is a signal to stop.
 pub(super) fn watch(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
-    listen(&[SIGINT, SIGTERM, SIGHUP], tell)
+    let hangup = match Hangup::at_start() {
+        // `nohup` means that the program is to outlive the terminal.
+        Hangup::Ignored => Hangup::Reloads,
+        other => other,
+    };
+    listen(hangup, tell)
 }
 
-fn listen(to: &[c_int], tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
+/// What SIGHUP does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hangup {
+    Ignored,
+    Reloads,
+    Ends,
+    /// It ends if the terminal is gone by then, and reloads otherwise.
+    EndsWithTerminal,
+}
+
+impl Hangup {
+    /// As the program was started: with SIGHUP ignored, on a terminal, or on none.
+    fn at_start() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status
+            .lines()
+            .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
+            .is_some_and(|signals| signals & 1 << (SIGHUP - 1) != 0);
+        match (ignored, has_terminal()) {
+            (true, _) => Self::Ignored,
+            (false, true) => Self::EndsWithTerminal,
+            (false, false) => Self::Reloads,
+        }
+    }
+
+    fn ends(self) -> bool {
+        self == Self::Ends || self == Self::EndsWithTerminal && !has_terminal()
+    }
+}
+
+/// Whether the process has a controlling terminal. When that hangs up, the kernel takes
+/// it away before it signals.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
+}
+
+fn listen(hangup: Hangup, tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
     let stopping = Arc::new(AtomicBool::new(false));
     let at_once = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -62,15 +109,21 @@ fn listen(to: &[c_int], tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError
         .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stopping)))
         .map_err(failed)?;
     }
+    let to: &[c_int] = match hangup {
+        Hangup::Ignored => &[SIGINT, SIGTERM],
+        _ => &[SIGINT, SIGTERM, SIGHUP],
+    };
     let mut signals = Signals::new(to).map_err(failed)?;
+    let hung_up = Arc::clone(&stopping);
     std::thread::Builder::new()
         .name("sgwall-signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
                 // Who doesn't listen any more, or never did, is told in vain.
-                if signal == SIGHUP {
+                if signal == SIGHUP && !hangup.ends() {
                     let _ = tell.send(Event::Reload);
                 } else {
+                    hung_up.store(true, Ordering::Release);
                     let _ = tell.send(Event::Stop);
                     std::thread::sleep(THE_SAME);
                     at_once.store(true, Ordering::Release);

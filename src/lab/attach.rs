@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nix::net::if_::if_nametoindex;
 
+use super::devices::Watched;
 use super::netlink::Batch;
 use super::{LabError, Namespace};
 use crate::link::{Offload, TunLink};
@@ -34,9 +35,9 @@ pub(super) struct Plan {
     devices: Vec<DevicePlan>,
 }
 
-#[derive(Debug)]
-struct DevicePlan {
-    interface: InterfaceIx,
+#[derive(Debug, Clone)]
+pub(super) struct DevicePlan {
+    pub interface: InterfaceIx,
     name: String,
     number: u32,
     mtu: u32,
@@ -48,6 +49,7 @@ struct DevicePlan {
 pub(super) struct Attached {
     pub namespace: Namespace,
     pub links: Vec<(InterfaceIx, Arc<TunLink>)>,
+    pub watched: Watched,
 }
 
 impl Plan {
@@ -93,6 +95,7 @@ impl Plan {
         // The loopback device is always the first.
         batch.up(1);
         let mut links = Vec::with_capacity(self.devices.len());
+        let mut watched = Vec::with_capacity(self.devices.len());
         for device in &self.devices {
             let link = TunLink::open(&device.name, offload).map_err(|error| {
                 LabError::entity(&self.entity, format!("make device {}", device.name), error)
@@ -102,10 +105,18 @@ impl Plan {
             })?;
             device.queue(&mut batch, index, ipv6, self.devices.len() > 1);
             links.push((device.interface, Arc::new(link)));
+            watched.push((device.clone(), index));
         }
         batch.send().map_err(failed)?;
+        // Nobody else can be in the namespace yet and set a device down.
+        let watched = Watched::here(watched)
+            .map_err(|error| LabError::entity(&self.entity, "watch the devices", error))?;
 
-        Ok(Attached { namespace, links })
+        Ok(Attached {
+            namespace,
+            links,
+            watched,
+        })
     }
 }
 
@@ -114,6 +125,11 @@ impl DevicePlan {
     fn queue(&self, batch: &mut Batch, index: u32, ipv6: bool, several: bool) {
         batch.configure(index, self.mtu, QUEUE, ipv6);
         batch.up(index);
+        self.queue_addresses(batch, index, several);
+    }
+
+    /// Asks for the device's addresses, routes and rules.
+    pub fn queue_addresses(&self, batch: &mut Batch, index: u32, several: bool) {
         let table = FIRST_TABLE + self.number;
         for &(address, prefix) in &self.addresses {
             // Where two devices are in one subnet the first leads there.

@@ -1,7 +1,7 @@
 //! A small blocking netlink helper: devices, addresses, routes and rules in
 //! the network namespace of the calling thread, without any external program.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 
 use netlink_packet_core::{
@@ -128,6 +128,15 @@ impl Batch {
     /// Sends the batch and waits for every answer. The first refusal counts;
     /// it comes with what was asked.
     pub fn send(self) -> Result<(), (String, io::Error)> {
+        self.send_unless(&[])
+    }
+
+    /// The same, where what is there already is no refusal.
+    pub fn send_anew(self) -> Result<(), (String, io::Error)> {
+        self.send_unless(&[ErrorKind::AlreadyExists])
+    }
+
+    fn send_unless(self, fine: &[ErrorKind]) -> Result<(), (String, io::Error)> {
         let talk = |error| ("talk to the kernel over netlink".to_owned(), error);
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(talk)?;
         socket.bind_auto().map_err(talk)?;
@@ -158,7 +167,8 @@ impl Batch {
                     continue;
                 };
                 waiting = waiting.saturating_sub(1);
-                if error.code.is_some() && refusal.is_none() {
+                let refused = error.code.is_some() && !fine.contains(&error.to_io().kind());
+                if refused && refusal.is_none() {
                     let asked = (answer.header.sequence_number as usize).wrapping_sub(1);
                     let operation = operations.get(asked).cloned().unwrap_or_default();
                     refusal = Some((operation, error.to_io()));

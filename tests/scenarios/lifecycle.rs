@@ -76,6 +76,29 @@ fn a_signal_that_comes_twice_at_once_is_one() {
 }
 
 #[test]
+fn a_lab_ends_with_the_terminal_that_it_was_started_on() {
+    if !namespaces!() {
+        return;
+    }
+    let mut start = Start::new(THREE_TIER);
+    // `script` makes a terminal, which is gone when it is killed.
+    let through = ["sh", "-c", "exec script -qfc \"exec $*\" /dev/null", "sh"];
+    start.through = through.map(String::from).to_vec();
+    let mut lab = Lab::start(&start);
+    lab.event("enforcing");
+    let pid = lab.status()["pid"].as_i64().unwrap();
+    // While the terminal is there, SIGHUP has the files read.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+    lab.event("unchanged");
+    lab.process.signal(Signal::SIGKILL);
+    lab.process.wait();
+    wait_until("the lab is down", || {
+        leftovers(&lab.name, &lab.state).is_empty()
+    });
+}
+
+#[test]
 fn after_kill_9_nothing_forwards_and_the_next_run_cleans_up() {
     if !namespaces!() {
         return;

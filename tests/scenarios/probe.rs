@@ -1,18 +1,20 @@
 //! `sgwall status --probe`, as container runtimes ask it; and where it finds the state of
 //! a container that has nothing to write to but shared memory.
 
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::net::if_::if_nametoindex;
 use nix::sys::signal::Signal;
 
+use crate::net::{self, Seen};
 use crate::privilege::namespaces;
-use crate::support::{Lab, THREE_TIER, need, program, wait_until, words};
+use crate::support::{DUAL_STACK, Lab, THREE_TIER, at, need, program, wait_until, words};
 
 #[test]
 fn a_probe_says_ready_while_every_interface_is_proven_and_not_once_one_is_gone() {
@@ -37,16 +39,13 @@ fn a_probe_says_ready_while_every_interface_is_proven_and_not_once_one_is_gone()
     lab.inside("db", || {
         let mut message = LinkMessage::default();
         message.header.index = if_nametoindex("eth0").unwrap();
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelLink(message));
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        let socket = Socket::new(NETLINK_ROUTE).unwrap();
-        socket.send(&bytes, 0).unwrap();
-        // The answer comes when it is done; that it was, the probe shows.
-        socket.recv_from_full().unwrap();
+        ask(RouteNetlinkMessage::DelLink(message));
     });
+    let gone = lab.event("gone");
+    assert_eq!(
+        (&gone["entity"], &gone["device"]),
+        (&"db".into(), &"eth0".into())
+    );
     wait_until("the link is noticed to be gone", || {
         probe(&lab, &[]).0 == Some(1)
     });
@@ -61,6 +60,57 @@ fn a_probe_says_ready_while_every_interface_is_proven_and_not_once_one_is_gone()
     assert_eq!((code, &json["ready"]), (Some(1), &false.into()), "{line}");
     assert_eq!(lab.status()["ready"], false);
     lab.down();
+}
+
+#[test]
+fn a_device_that_is_set_down_and_up_inside_has_its_routes_back() {
+    if !namespaces!() {
+        return;
+    }
+    let lab = Lab::up(DUAL_STACK);
+    let app: [IpAddr; 2] = {
+        let status = lab.status();
+        let addresses = at(&status, "app")["addresses"].clone();
+        [0, 1].map(|n| addresses[n].as_str().unwrap().parse().unwrap())
+    };
+    let reaches = |to| lab.inside("edge", || net::tcp(to, 8080, Duration::from_secs(5)));
+    assert_eq!(app.map(reaches), [Seen::Refused, Seen::Refused]);
+    let set = |up: bool| {
+        lab.inside("edge", || {
+            let mut message = LinkMessage::default();
+            message.header.index = if_nametoindex("eth0").unwrap();
+            message.header.change_mask = LinkFlags::Up;
+            message.header.flags.set(LinkFlags::Up, up);
+            ask(RouteNetlinkMessage::SetLink(message));
+        });
+    };
+    set(false);
+    let event = lab.event("down");
+    assert_eq!(
+        (&event["entity"], &event["device"]),
+        (&"edge".into(), &"eth0".into())
+    );
+    wait_until("the probe says so", || probe(&lab, &[]).0 == Some(1));
+    let (_, line) = probe(&lab, &[]);
+    assert!(line.contains("ip link set dev eth0 up"), "{line}");
+    set(true);
+    assert_eq!(lab.event("up")["entity"], "edge");
+    wait_until("the probe says so", || probe(&lab, &[]).0 == Some(0));
+    assert_eq!(app.map(reaches), [Seen::Refused, Seen::Refused]);
+    lab.down();
+}
+
+/// Asks the kernel for a change in the namespace of the calling thread.
+fn ask(message: RouteNetlinkMessage) {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let socket = Socket::new(NETLINK_ROUTE).unwrap();
+    socket.send(&bytes, 0).unwrap();
+    // The answer comes when it is done.
+    socket.recv_from_full().unwrap();
 }
 
 #[test]
