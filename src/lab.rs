@@ -16,16 +16,18 @@ use std::thread;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::link::{Offload, TunLink};
-use crate::model::{EntityIx, Model};
+use crate::model::{EntityIx, InterfaceIx, Model};
 
 mod attach;
 mod commands;
 pub mod control;
+mod devices;
 mod enter;
 mod error;
 mod gate;
 mod hosts;
 mod identity;
+mod lease;
 mod namespace;
 mod netlink;
 mod netns;
@@ -35,15 +37,18 @@ mod processes;
 mod session;
 
 pub use commands::{CommandEvent, RunCommands, Stream};
+pub use devices::DeviceState;
 pub use enter::{ENTITY_VARIABLE, Entry, LAB_VARIABLE, die_with_parent};
 pub use error::LabError;
 pub use gate::Gate;
 pub use identity::Privilege;
+pub use lease::{Writers, writers};
 pub use namespace::Namespace;
 pub use privilege::prepare;
 pub use session::{RunningLab, STATE_DIR_VARIABLE, Session};
 
 use attach::{Attached, Plan};
+use devices::Devices;
 use session::Leftovers;
 
 /// How many threads make namespaces. The kernel serialises much of it; more
@@ -58,6 +63,7 @@ const CLOSERS: usize = 16;
 pub struct Lab {
     links: Vec<Arc<TunLink>>,
     gate: Option<Arc<Gate>>,
+    devices: Option<Devices>,
     namespaces: Vec<Namespace>,
     privilege: Privilege,
     session: Session,
@@ -103,14 +109,17 @@ impl Lab {
         let mut lab = Self {
             links: Vec::with_capacity(model.interfaces.len()),
             gate: None,
+            devices: None,
             namespaces: Vec::with_capacity(attached.len()),
             privilege,
             session,
         };
         let mut links = Vec::with_capacity(model.interfaces.len());
+        let mut watched = Vec::with_capacity(attached.len());
         for one in attached {
             lab.namespaces.push(one.namespace);
             links.extend(one.links);
+            watched.push(one.watched);
         }
         if let Some(error) = error {
             return Err(error);
@@ -122,6 +131,7 @@ impl Lab {
         lab.session.record(&leftovers)?;
         let gate = Gate::new(lab.session.name(), privilege, model, &lab.namespaces)?;
         lab.gate = Some(Arc::new(gate));
+        lab.devices = Some(Devices::watch(&lab.namespaces, watched)?);
         Ok(lab)
     }
 
@@ -139,6 +149,13 @@ impl Lab {
     /// lasts until the last of these is dropped.
     pub fn links(&self) -> Vec<Arc<TunLink>> {
         self.links.clone()
+    }
+
+    /// What has become of devices inside their namespaces since this was asked last.
+    pub fn device_changes(&self) -> Vec<(InterfaceIx, DeviceState)> {
+        self.devices
+            .as_ref()
+            .map_or_else(Vec::new, Devices::changes)
     }
 
     /// The namespace of an entity.
@@ -213,6 +230,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        self.devices = None;
         let inodes: Vec<u64> = self.namespaces.iter().map(Namespace::inode).collect();
         if !inodes.is_empty() {
             processes::end_all(&|pid| processes::is_in(pid, &inodes));
@@ -285,11 +303,11 @@ fn close_all(links: Vec<Arc<TunLink>>) {
     });
 }
 
-/// A namespace and a device are a descriptor each, and 1024 is a common
+/// A namespace, what tells of its devices, and a device are a descriptor each, and 1024 is a common
 /// limit. Raised by no more than needed, because commands inherit it.
 fn raise_file_limit(plans: &[Plan]) {
     let devices: usize = plans.iter().map(Plan::device_count).sum();
-    let wanted = 512 + 2 * plans.len() as u64 + 4 * devices as u64;
+    let wanted = 512 + 3 * plans.len() as u64 + 4 * devices as u64;
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < wanted
     {

@@ -39,6 +39,37 @@ fn every_yaml_file_to_deploy_is_yaml() {
     }
 }
 
+/// What saves by renaming puts a new file in place, which a mounted file never shows.
+#[test]
+fn no_rule_file_is_mounted_by_itself() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = files("yaml");
+    files.extend(
+        [
+            "README.md",
+            "docs/sidecar.md",
+            "deploy/compose/up.sh",
+            "deploy/ecs/README.md",
+        ]
+        .map(|it| top.join(it)),
+    );
+    files.extend(
+        [
+            "src/cli/sidecar.rs",
+            "src/cli/pause.rs",
+            "scripts/containers",
+        ]
+        .map(|it| top.join(it)),
+    );
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let mounted = text
+            .lines()
+            .find(|line| line.contains(".yaml:/") || line.contains("subPath"));
+        assert_eq!(mounted, None, "{}", file.display());
+    }
+}
+
 #[test]
 fn the_task_definition_starts_the_workload_behind_a_healthy_sidecar() {
     for file in files("json") {

@@ -21,7 +21,7 @@ use serde_json::json;
 #[command(after_help = "\
 Start it first, then the sidecar, then the workload, all in its namespace:
   docker run -d --name web-net --network front --cap-drop ALL --cap-add NET_ADMIN IMAGE pause
-  docker run -d --network container:web-net … IMAGE sidecar --rules /rules.yaml --group web
+  docker run -d --network container:web-net … IMAGE sidecar --rules /rules/rules.yaml --group web
   docker run -d --network container:web-net APP
 Nothing but lo passes until the sidecar guards it.
 

@@ -1,5 +1,6 @@
 //! `sgwall run`: bring a lab up, prove it, keep it enforcing, take it down.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -16,12 +17,12 @@ use super::output::{Paint, Printer, print};
 use super::signals::{self, Event};
 use super::standing::Standing;
 use super::teller::Teller as Plain;
-use super::watch::{LOOK, Watch};
+use super::watch::{LOOK, Seen, Watch, tell_obstacle};
 use super::{CliError, Format, Outcome, check, file_limit_advice};
 use crate::config::{self, Loaded};
 use crate::engine::{ReplaceError, default_workers};
-use crate::lab::{self, CommandEvent, Privilege, RunCommands, Session, Stream};
-use crate::model::Model;
+use crate::lab::{self, CommandEvent, DeviceState, Privilege, RunCommands, Session, Stream};
+use crate::model::{InterfaceIx, Model};
 use crate::observe::drops::DropReport;
 
 /// Arguments of `sgwall run`.
@@ -31,7 +32,9 @@ While it runs:
   sgwall exec ENTITY -- COMMAND    run a command inside an entity
   sgwall status                    counters, drops by reason, what is proven
 Saving a rule file, or SIGHUP, puts the new rules in force; a file with a
-mistake changes nothing. Ctrl-C or SIGTERM takes the lab down; another one, after
+mistake changes nothing. Save by renaming: a file that is written in place is read
+once nobody writes to it, it ends with a newline and it has rested for a second.
+Ctrl-C, SIGTERM or closing the terminal takes the lab down; another signal, after
 a second, ends the program without that, and the next run of the name cleans up.
 
 Exit code: 0 ended as asked, 1 the files are invalid, 3 the system refused or
@@ -73,13 +76,17 @@ pub struct Args {
 /// [`CliError::System`] for whatever the system refused.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let files = std::iter::once(&args.lab).chain(&args.rules).cloned();
-    let watch = Watch::new(files.collect());
+    let mut watch = Watch::new(files.collect());
     if let Some(file) = watch.pipe() {
         return Err(CliError::Usage(Watch::cannot_reread(file)));
     }
-    let loaded = match load(args) {
-        Ok(loaded) => loaded,
-        Err(outcome) => return Ok(outcome),
+    let loaded = loop {
+        watch.wait()?;
+        match load(args) {
+            Ok(loaded) if watch.finish() => break loaded,
+            Ok(_) => {}
+            Err(outcome) => return Ok(outcome),
+        }
     };
     let name = match &args.name {
         Some(name) => name.clone(),
@@ -107,7 +114,11 @@ fn hold(
     let (tell, told) = channel::unbounded();
     let stopping = signals::watch(tell)?;
     let session = Session::start(name)?;
-    if let Some(warning) = args.engine.warning(args.workers) {
+    for warning in watch
+        .warnings()
+        .into_iter()
+        .chain(args.engine.warning(args.workers))
+    {
         teller.say("warning", &warning, json!({ "why": warning }));
     }
     let options = args.engine.options(args.workers, args.log_drops);
@@ -132,6 +143,7 @@ fn hold(
     let reloader = Reloader {
         args,
         standing: &standing,
+        model,
         teller,
     };
     reloader.until_stopped(&told, watch);
@@ -185,36 +197,97 @@ fn start_commands(
 struct Reloader<'a> {
     args: &'a Args,
     standing: &'a Standing,
+    /// As it was at the start: devices keep its order.
+    model: &'a Model,
     teller: &'a Teller,
 }
 
 impl Reloader<'_> {
     fn until_stopped(&self, told: &Receiver<Event>, mut watch: Watch) {
+        let mut gone = BTreeSet::new();
         loop {
-            let wanted = match told.recv_timeout(LOOK) {
+            self.tell_devices(&mut gone);
+            match told.recv_timeout(LOOK) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Event::Reload) => true,
-                Err(RecvTimeoutError::Timeout) => watch.look(),
-            };
-            if !wanted {
-                continue;
+                Ok(Event::Reload) => watch.ask(),
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            watch.reading();
-            match watch.pipe() {
-                None => self.reload(),
-                Some(file) => {
-                    let why = Watch::cannot_reread(file);
-                    self.standing.appliance.refuse(why.clone());
-                    self.refused(&why, json!({ "why": why }));
-                }
+            let appliance = &self.standing.appliance;
+            match watch.look() {
+                Seen::Nothing => {}
+                Seen::Obstacle(why) => tell_obstacle(why, &self.teller.plain, appliance),
+                Seen::Changed => match watch.pipe() {
+                    None => self.reload(&mut watch),
+                    Some(file) => {
+                        let why = Watch::cannot_reread(file);
+                        watch.finish();
+                        appliance.refuse(why.clone());
+                        self.refused(&why, json!({ "why": why }));
+                    }
+                },
             }
         }
     }
 
-    fn reload(&self) {
+    /// Tells of devices that are gone, and of those that were set down or up inside their
+    /// entities. `gone` are those that were told of as gone.
+    fn tell_devices(&self, gone: &mut BTreeSet<usize>) {
+        let Standing { appliance, lab, .. } = self.standing;
+        let say = |event, at: InterfaceIx, text: &str, why: Option<&String>| {
+            let entity = &self.model.entity_of(at).name;
+            let device = self.model.interfaces[at.ix()].device_name();
+            let mut details = json!({ "entity": entity, "device": device });
+            if let Some(why) = why {
+                details["why"] = why.as_str().into();
+            }
+            let text = format!("device {device} of {entity} {text}");
+            self.teller.say(event, &text, details);
+        };
+        for (at, state) in lab.device_changes() {
+            let (event, text, why) = match state {
+                DeviceState::Down => {
+                    let why = "its device is down, nothing passes; inside the entity,                                `ip link set dev DEVICE up` brings it back with its routes";
+                    let device = self.model.interfaces[at.ix()].device_name();
+                    let why = why.replace("DEVICE", &device);
+                    (
+                        "down",
+                        "was set down inside: nothing passes it".to_owned(),
+                        Some(why),
+                    )
+                }
+                DeviceState::Up => {
+                    let text = "is up again; its addresses and routes were put back";
+                    ("up", text.to_owned(), None)
+                }
+                DeviceState::Unrestored(why) => {
+                    let why =
+                        format!("its routes could not be put back ({why}): start the lab again");
+                    ("down", format!("is up again, but {why}"), Some(why))
+                }
+            };
+            say(event, at, &text, why.as_ref());
+            appliance.set_impaired(&self.model.interfaces[at.ix()].id, why);
+        }
+        for (at, _) in self.model.interfaces() {
+            let broken = appliance.engine().is_broken(at);
+            if broken && gone.insert(at.ix()) {
+                let text = "is gone: nothing passes it; start the lab again";
+                say("gone", at, text, None);
+            } else if !broken && gone.remove(&at.ix()) {
+                say("back", at, "can be read again", None);
+            }
+        }
+    }
+
+    fn reload(&self, watch: &mut Watch) {
         let appliance = &self.standing.appliance;
+        let before = appliance.engine().policy().generation();
         let options = check::options(self.args.ignore_quotas);
-        let replaced = match config::load_with(&self.args.lab, &self.args.rules, options) {
+        let loaded = config::load_with(&self.args.lab, &self.args.rules, options);
+        if !watch.finish() {
+            return;
+        }
+        let replaced = match loaded {
             Ok(Loaded {
                 model, warnings, ..
             }) => {
@@ -245,11 +318,7 @@ impl Reloader<'_> {
             }
         };
         match replaced {
-            Ok(generation) => self.teller.say(
-                "reloaded",
-                &format!("new rules in force (generation {generation})"),
-                json!({ "generation": generation }),
-            ),
+            Ok(generation) => self.teller.plain.reloaded(before, generation),
             Err((why, details)) => self.refused(&why, details),
         }
     }

@@ -45,10 +45,13 @@ and says so once that is proven. Before that, and after it was killed, nothing p
 It needs the capabilities NET_ADMIN and NET_RAW, and /dev/net/tun:
   docker run --network container:APP --cap-drop ALL --cap-add NET_ADMIN --cap-add NET_RAW \\
     --device /dev/net/tun --read-only --security-opt no-new-privileges \\
-    -v ./rules.yaml:/rules.yaml:ro IMAGE sidecar --rules /rules.yaml --group web
+    -v ./rules:/rules:ro IMAGE sidecar --rules /rules/rules.yaml --group web
+Mount the folder of the rules: a file that is mounted by itself stays the old one when
+an editor saves it by renaming.
 
 Saving a rule file, or SIGHUP, puts the new rules in force; a file with a mistake
-changes nothing. `sgwall status --probe` is the health check.
+changes nothing. Save by renaming: a file that is written in place is read once nobody
+writes to it, it ends with a newline and it has rested for a second. `sgwall status --probe` is the health check.
 
 Exit code: 0 ended as asked, 1 the files are invalid, 2 wrong usage, 3 the system
 refused, an interface could not be proven to be guarded, or its device went away.")]
@@ -154,7 +157,7 @@ impl From<Kind> for EntityKind {
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
     // Until there is something to take down: what was taken by then stays closed.
     let at_once = signals::stop_at_once()?;
-    let watch = Watch::new(args.rules.clone());
+    let mut watch = Watch::new(args.rules.clone());
     if !args.check
         && let Some(file) = watch.pipe()
     {
@@ -167,9 +170,15 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         resolvers: resolvers(&args.resolvers)?,
         kind: Some(args.kind.into()),
     };
-    let rules = match load(args) {
-        Ok(rules) => rules,
-        Err(outcome) => return Ok(outcome),
+    let rules = loop {
+        if !args.check {
+            watch.wait()?;
+        }
+        match load(args) {
+            Ok(rules) if args.check || watch.finish() => break rules,
+            Ok(_) => {}
+            Err(outcome) => return Ok(outcome),
+        }
     };
     // A wrong group is wrong usage, not a state of the system.
     world::model(&rules, &asked, &[], BTreeMap::new())
@@ -226,7 +235,11 @@ fn hold(
     let (tell, told) = channel::unbounded();
     let stopping = signals::watch(tell)?;
     at_once.store(false, Ordering::Release);
-    if let Some(warning) = args.engine.warning(args.workers) {
+    for warning in watch
+        .warnings()
+        .into_iter()
+        .chain(args.engine.warning(args.workers))
+    {
         teller.say("warning", &warning, json!({ "why": warning }));
     }
     let standing = closed.up(model, args.engine.options(args.workers, true))?;

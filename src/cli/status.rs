@@ -97,6 +97,9 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
         status.workers,
         if status.workers == 1 { "" } else { "s" },
     );
+    if let Some(why) = &policy.unread {
+        let _ = writeln!(out, "{} {why}", paint.bad("not read:"));
+    }
     if let Some(why) = &policy.last_refusal {
         let _ = writeln!(out, "{} {why}", paint.bad("the latest change was refused:"));
     }

@@ -37,6 +37,18 @@ impl Teller {
         }
     }
 
+    /// What became of a reload: the generations in force before and after it.
+    pub(super) fn reloaded(&self, before: u64, generation: u64) {
+        let details = json!({ "generation": generation });
+        if generation == before {
+            let text = format!("unchanged: these rules are in force (generation {generation})");
+            self.say("unchanged", &text, details);
+        } else {
+            let text = format!("new rules in force (generation {generation})");
+            self.say("reloaded", &text, details);
+        }
+    }
+
     /// A line as it is.
     pub(super) fn line(&self, stream: Stream, line: String) {
         self.printer.line(stream, line);

@@ -2,57 +2,219 @@
 //! That is dull, costs next to nothing, and sees through everything that a
 //! watch on directories misses: links into other directories, directories that
 //! are moved away, file systems that send no events.
+//!
+//! A file that is half-written is not to be obeyed. One that was put in place by renaming
+//! is complete, and taken at once. One that was written in place is taken once nobody has
+//! it open for writing, it ends with a newline, and it has rested.
 
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::json;
+
+use super::CliError;
+use super::teller::Teller;
+use crate::engine::Appliance;
+use crate::lab::{Writers, writers};
 
 /// Time between two looks.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
-/// A file that is written all the time is read after this many looks, though
-/// it never rests.
-const MOST_LOOKS: u32 = 5;
+/// How long a file that was written in place has to rest before it is read. A decision.
+const REST: Duration = Duration::from_secs(1);
+/// After this time people are told why a file that has changed is not read; and a file that
+/// is open for writing for so long is not waited for at the start. A decision.
+const OVERDUE: Duration = Duration::from_secs(5);
 
 /// The files that a policy is read from, and how they were when they were last read.
 #[derive(Debug)]
 pub(super) struct Watch {
-    files: Vec<PathBuf>,
-    read: Stamps,
-    last_look: Stamps,
-    restless: u32,
+    files: Vec<Watched>,
+    /// Where the process was started, if a file's path depends on it.
+    home: Option<PathBuf>,
+    /// When a file was last seen to be another than at the look before.
+    restless: Instant,
+    /// Since when files that have changed wait to be read.
+    waiting: Option<Instant>,
+    /// Whether they are to be read though they have not changed.
+    asked: bool,
+    /// Whether what is in the way is to be told once more.
+    tell_again: bool,
+    /// What was last said to keep a changed file from being read.
+    obstacle: Option<String>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Watched {
+    path: PathBuf,
+    mount: Option<Mount>,
+    /// How it was when it was last read, and at the last look.
+    read: Option<Stamp>,
+    seen: Option<Stamp>,
+    /// Whether it has been written in place since it was read or put in its place.
+    rewritten: bool,
+}
+
+/// A file that is mounted by itself.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    /// Where, as the kernel writes it.
+    point: String,
+    /// Which file it is on its file system, which changes when that is renamed or deleted.
+    source: String,
+}
+
+/// What there is to do after a look at the files.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Nothing.
+    Nothing,
+    /// To read them.
+    Changed,
+    /// To tell what keeps a changed file from being read, or that nothing does any more.
+    Obstacle(Option<String>),
 }
 
 impl Watch {
     /// Files that are about to be read for the first time.
     pub(super) fn new(files: Vec<PathBuf>) -> Self {
-        let read = Stamps::of(&files);
+        let relative = files.iter().any(|file| file.is_relative());
+        let files = files.into_iter().map(|path| {
+            let read = Stamp::of(&path);
+            Watched {
+                mount: Mount::of(&path),
+                path,
+                seen: read.clone(),
+                read,
+                rewritten: false,
+            }
+        });
         Self {
-            files,
-            last_look: read.clone(),
-            read,
-            restless: 0,
+            files: files.collect(),
+            home: relative.then(|| std::env::current_dir().ok()).flatten(),
+            restless: Instant::now(),
+            waiting: None,
+            asked: false,
+            tell_again: false,
+            obstacle: None,
         }
     }
 
-    /// Looks at the files: whether they should be read again, being others
-    /// than those read and, as editors write in several steps, at rest.
-    pub(super) fn look(&mut self) -> bool {
-        let now = Stamps::of(&self.files);
-        let at_rest = now == self.last_look;
-        self.last_look = now;
-        if self.last_look == self.read {
-            self.restless = 0;
+    /// Waits until the files are written, before they are read for the first time: until
+    /// nobody has them open for writing, and each ends with a newline or has rested.
+    ///
+    /// # Errors
+    /// Somebody goes on writing.
+    pub(super) fn wait(&mut self) -> Result<(), CliError> {
+        let began = Instant::now();
+        for file in &mut self.files {
+            loop {
+                file.seen = Stamp::of(&file.path);
+                let writers = file.writers();
+                let age = |stamp: &Stamp| SystemTime::now().duration_since(stamp.modified).ok();
+                let rested = file.seen.as_ref().is_none_or(|stamp| {
+                    // A time that is yet to come says nothing.
+                    !stamp.regular || age(&stamp).is_none_or(|age| age >= REST)
+                });
+                let whole = writers == Writers::None && file.ends_with_newline();
+                if writers != Writers::Some && (whole || rested) {
+                    break;
+                }
+                if began.elapsed() >= OVERDUE {
+                    return Err(CliError::System(format!(
+                        "{} is open for writing, so it may be half-written: end the program that \
+                         writes it, and start again",
+                        file.path.display()
+                    )));
+                }
+                std::thread::sleep(LOOK / 2);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the files read at the next look, changed or not; not while somebody writes.
+    pub(super) fn ask(&mut self) {
+        self.asked = true;
+        self.tell_again = true;
+    }
+
+    /// Looks at the files: whether they should be read again, being others than those
+    /// read, and complete.
+    pub(super) fn look(&mut self) -> Seen {
+        self.look_at(Instant::now())
+    }
+
+    fn look_at(&mut self, now: Instant) -> Seen {
+        self.follow();
+        for file in &mut self.files {
+            let seen = Stamp::of(&file.path);
+            if seen != file.seen {
+                let file_of = |stamp: &Option<Stamp>| stamp.as_ref().map(Stamp::file);
+                file.rewritten = file_of(&seen) == file_of(&file.seen);
+                file.seen = seen;
+                self.restless = now;
+            }
+        }
+        let rested = now.saturating_duration_since(self.restless) >= REST;
+        let stale = self.files.iter().find_map(Watched::stale);
+        let changed = |file: &&Watched| file.seen != file.read && file.stale().is_none();
+        let mut wanted = self.files.iter().filter(changed).peekable();
+        let (obstacle, ready) = if self.asked || wanted.peek().is_some() {
+            let since = *self.waiting.get_or_insert(now);
+            let waits = match self.asked {
+                true => self
+                    .files
+                    .iter()
+                    .find_map(|file| file.waits_for(true, true)),
+                false => wanted.find_map(|file| file.waits_for(false, rested)),
+            };
+            let overdue = now.saturating_duration_since(since) >= OVERDUE;
+            let ready = waits.is_none();
+            (waits.filter(|_| overdue).or(stale), ready)
+        } else {
+            self.waiting = None;
+            (stale, false)
+        };
+        let again = std::mem::take(&mut self.tell_again) && obstacle.is_some();
+        if again || obstacle != self.obstacle {
+            self.obstacle = obstacle;
+            return Seen::Obstacle(self.obstacle.clone());
+        }
+        if ready { Seen::Changed } else { Seen::Nothing }
+    }
+
+    /// Takes note that the files were read: whether they have not changed since the last
+    /// look, so that what was read is what somebody saved. Otherwise that is to be
+    /// forgotten, and they are looked at again.
+    pub(super) fn finish(&mut self) -> bool {
+        let same = |file: &Watched| file.seen == Stamp::of(&file.path);
+        if !self.files.iter().all(same) {
             return false;
         }
-        self.restless += 1;
-        at_rest || self.restless >= MOST_LOOKS
+        for file in &mut self.files {
+            file.read = file.seen.clone();
+        }
+        self.asked = false;
+        self.waiting = None;
+        true
     }
 
-    /// Takes note that the files are read now: called before, so that a change
-    /// during the reading is seen afterwards.
-    pub(super) fn reading(&mut self) {
-        self.read = Stamps::of(&self.files);
-        self.restless = 0;
+    /// What to say at the start of files whose saving by renaming can't be seen.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mounted = self.files.iter().filter(|file| file.mount.is_some());
+        let warning = |file: &Watched| {
+            format!(
+                "{0} is mounted by itself: a save that renames, as `sed -i` and most editors do, \
+                 puts a new file in place outside, which is never seen here; mount the folder \
+                 that has {0} instead",
+                file.path.display()
+            )
+        };
+        mounted.map(warning).collect()
     }
 
     /// What to say of such a file ([`Self::pipe`]).
@@ -68,90 +230,351 @@ impl Watch {
     pub(super) fn pipe(&self) -> Option<&PathBuf> {
         self.files
             .iter()
-            .find(|file| std::fs::metadata(file).is_ok_and(|found| found.file_type().is_fifo()))
+            .map(|file| &file.path)
+            .find(|path| fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()))
+    }
+
+    /// Goes to the directory that now has the path of that in which the process was
+    /// started: whoever removes a directory and makes it again means that one.
+    fn follow(&self) {
+        let Some(home) = &self.home else { return };
+        let identity = |path: &Path| {
+            let found = fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        let there = identity(home);
+        if there.is_some()
+            && there != identity(Path::new("."))
+            && let Err(error) = std::env::set_current_dir(home)
+        {
+            tracing::debug!(home = %home.display(), %error, "can't go to the directory");
+        }
+    }
+}
+
+/// Tells what keeps a changed file from being read, or takes note that nothing does.
+pub(super) fn tell_obstacle(why: Option<String>, teller: &Teller, appliance: &Appliance) {
+    if let Some(why) = &why {
+        let text = format!("{why}\nthe rules in force stay");
+        teller.say("unread", &text, json!({ "why": why }));
+    }
+    appliance.set_unread(why);
+}
+
+impl Watched {
+    /// What the file, being another than that read, waits for.
+    fn waits_for(&self, asked: bool, rested: bool) -> Option<String> {
+        let why = self.incomplete(asked, rested)?;
+        Some(format!(
+            "{} has changed and is not read: {why}",
+            self.path.display()
+        ))
+    }
+
+    fn incomplete(&self, asked: bool, rested: bool) -> Option<&'static str> {
+        let Some(seen) = &self.seen else {
+            return (!rested).then_some("it is gone, for the moment");
+        };
+        // Whoever reads it says what is wrong with it.
+        if !seen.regular {
+            return None;
+        }
+        let writers = self.writers();
+        if writers == Writers::Some {
+            return Some("a program has it open for writing; end that, or save by renaming");
+        }
+        let replaced =
+            !self.rewritten && (self.read.as_ref()).is_none_or(|read| read.file() != seen.file());
+        // Renaming changes the inode after its contents. That is the sign where the kernel
+        // doesn't tell of writers.
+        let whole = writers == Writers::None || seen.changed != seen.modified;
+        if asked || (replaced && whole && seen.size > 0) {
+            return None;
+        }
+        if !self.ends_with_newline() {
+            return Some(
+                "it doesn't end with a newline, as if half-written; end it with one, or save by \
+                 renaming (SIGHUP has it read as it is)",
+            );
+        }
+        (!rested).then_some("it is written again and again; save by renaming")
+    }
+
+    /// What to say if the file is the old one of a mount whose file was replaced.
+    fn stale(&self) -> Option<String> {
+        let deleted = self.seen.as_ref().is_some_and(|seen| seen.links == 0);
+        let moved = self.mount.as_ref().is_some_and(|mount| {
+            let now = Mount::at(&mount.point);
+            now.as_ref() != Some(mount)
+        });
+        (deleted || moved).then(|| {
+            format!(
+                "{} was replaced or deleted where it is mounted from, and what is here is the \
+                 old file: no save is seen any more; mount its folder and start again",
+                self.path.display()
+            )
+        })
+    }
+
+    fn writers(&self) -> Writers {
+        match Stamp::of(&self.path) {
+            Some(stamp) if stamp.regular => writers(&self.path),
+            _ => Writers::Unknown,
+        }
+    }
+
+    fn ends_with_newline(&self) -> bool {
+        let last = |path: &Path| {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::End(-1))?;
+            let mut last = [0];
+            file.read_exact(&mut last).map(|()| last)
+        };
+        // An empty file has no last byte.
+        last(&self.path).is_ok_and(|last| last == *b"\n")
+    }
+}
+
+impl Mount {
+    fn of(file: &Path) -> Option<Self> {
+        let path = file.canonicalize().ok()?;
+        // As proc(5) has it of /proc/PID/mountinfo.
+        let point = path.to_str()?.replace('\\', "\\134").replace(' ', "\\040");
+        Self::at(&point.replace('\t', "\\011").replace('\n', "\\012"))
+    }
+
+    /// The mount that is seen at `point`: the last of those.
+    fn at(point: &str) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let found = mounts.lines().rev().find_map(|line| {
+            let mut fields = line.split(' ').skip(3);
+            let source = fields.next()?;
+            (fields.next()? == point).then(|| source.to_owned())
+        });
+        Some(Self {
+            point: point.to_owned(),
+            source: found?,
+        })
     }
 }
 
 /// What changes when a file is saved. Cheaper than the contents, and reading it
 /// never waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamps(Vec<Option<Stamp>>);
+struct Stamp {
+    device: u64,
+    inode: u64,
+    links: u64,
+    size: u64,
+    regular: bool,
+    /// When its contents changed, and when they or what is known of it did.
+    modified: SystemTime,
+    changed: SystemTime,
+}
 
-/// Device, inode, size, and the times of the last change.
-type Stamp = (u64, u64, u64, [i64; 4]);
+impl Stamp {
+    /// Which file it is.
+    fn file(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
 
-impl Stamps {
-    fn of(files: &[PathBuf]) -> Self {
-        let stamp = |file: &PathBuf| {
-            let found = std::fs::metadata(file).ok()?;
-            let times = [
-                found.mtime(),
-                found.mtime_nsec(),
-                found.ctime(),
-                found.ctime_nsec(),
-            ];
-            Some((found.dev(), found.ino(), found.size(), times))
+    fn of(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        let time = |seconds: i64, nanoseconds: i64| {
+            let since = Duration::new(
+                u64::try_from(seconds).unwrap_or(0),
+                u32::try_from(nanoseconds).unwrap_or(0),
+            );
+            SystemTime::UNIX_EPOCH + since
         };
-        Self(files.iter().map(stamp).collect())
+        Some(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            links: found.nlink(),
+            size: found.size(),
+            regular: found.is_file(),
+            modified: time(found.mtime(), found.mtime_nsec()),
+            changed: time(found.ctime(), found.ctime_nsec()),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
-    use std::fs;
 
-    fn watched() -> (tempfile::TempDir, PathBuf, Watch) {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("lab.yaml");
-        fs::write(&file, "one").unwrap();
-        let watch = Watch::new(vec![file.clone()]);
-        (dir, file, watch)
+    const TICK: Duration = Duration::from_millis(100);
+
+    /// A watched file with a clock of its own.
+    struct Trial {
+        dir: tempfile::TempDir,
+        file: PathBuf,
+        watch: Watch,
+        now: Instant,
+    }
+
+    impl Trial {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("lab.yaml");
+            fs::write(&file, "one\n").unwrap();
+            Self {
+                watch: Watch::new(vec![file.clone()]),
+                now: Instant::now(),
+                dir,
+                file,
+            }
+        }
+
+        /// Whether a look says that the files are to be read, and reads them then.
+        fn reads(&mut self) -> bool {
+            self.now += TICK;
+            let seen = self.watch.look_at(self.now);
+            let reads = seen == Seen::Changed;
+            if reads {
+                assert!(self.watch.finish());
+            }
+            reads
+        }
+
+        /// How many looks it takes until they are to be read.
+        fn looks(&mut self) -> usize {
+            let looks = (1..100).find(|_| self.reads());
+            looks.expect("the file is never read")
+        }
+
+        /// What a look says is in the way.
+        fn obstacle(&mut self, after: Duration) -> Option<String> {
+            self.now += after;
+            match self.watch.look_at(self.now) {
+                Seen::Obstacle(why) => why,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn rename(&self, text: &str) {
+            let other = self.dir.path().join("other");
+            fs::write(&other, text).unwrap();
+            // Of another time than the contents, as if written earlier.
+            std::thread::sleep(Duration::from_millis(20));
+            fs::rename(&other, &self.file).unwrap();
+        }
     }
 
     #[test]
-    fn a_saved_file_is_noticed_once_it_rests_and_once_only() {
-        let (_dir, file, mut watch) = watched();
-        assert!(!watch.look());
-        fs::write(&file, "three").unwrap();
-        assert!(!watch.look(), "it may still be written to");
-        assert!(watch.look());
-        watch.reading();
-        assert!(!watch.look());
-        assert!(!watch.look());
+    fn a_file_written_in_place_is_read_once_it_is_complete_and_rests_and_once_only() {
+        let mut trial = Trial::new();
+        assert!(!trial.reads());
+        // Half of it, and the writer pauses.
+        let mut writer = File::create(&trial.file).unwrap();
+        writer.write_all(b"thr").unwrap();
+        assert!((0..30).all(|_| !trial.reads()), "half-written");
+        writer.write_all(b"ee\n").unwrap();
+        if writers(&trial.file) != Writers::Unknown {
+            assert!((0..30).all(|_| !trial.reads()), "somebody writes");
+        }
+        drop(writer);
+        fs::write(&trial.file, "three\nfour\n").unwrap();
+        assert!(trial.looks() > 10, "it has not rested");
+        assert!((0..30).all(|_| !trial.reads()));
     }
 
     #[test]
-    fn a_file_that_never_rests_is_read_all_the_same() {
-        let (_dir, file, mut watch) = watched();
-        let noticed = (0..MOST_LOOKS).any(|n| {
-            fs::write(&file, "x".repeat(10 + n as usize)).unwrap();
-            watch.look()
+    fn an_unfinished_file_is_never_read_and_that_is_said() {
+        let mut trial = Trial::new();
+        for half in ["", "three"] {
+            fs::write(&trial.file, half).unwrap();
+            assert!(!trial.reads());
+            let why = trial.obstacle(OVERDUE).unwrap();
+            assert!(why.contains("doesn't end with a newline"), "{why}");
+            assert!((0..100).all(|_| !trial.reads()), "{half:?}");
+            // Unless it is asked for.
+            trial.watch.ask();
+            assert!(trial.looks() <= 2);
+        }
+        fs::write(&trial.file, "three\n").unwrap();
+        trial.looks();
+        for n in 0..40 {
+            fs::write(&trial.file, format!("{n}\n")).unwrap();
+            assert!(!trial.reads(), "it never rests");
+        }
+        fs::write(&trial.file, "the last, and longer\n").unwrap();
+        let why = trial.obstacle(OVERDUE).unwrap();
+        assert!(why.contains("again and again"), "{why}");
+    }
+
+    #[test]
+    fn a_file_put_in_its_place_or_behind_a_link_is_read_at_once() {
+        let mut trial = Trial::new();
+        trial.rename("one");
+        assert_eq!(trial.looks(), 1, "replaced");
+
+        let link = trial.dir.path().join("link.yaml");
+        std::os::unix::fs::symlink(&trial.file, &link).unwrap();
+        trial.watch = Watch::new(vec![link]);
+        trial.rename("three\n");
+        assert_eq!(trial.looks(), 1, "behind a link");
+        fs::remove_file(&trial.file).unwrap();
+        assert!(trial.looks() > 10, "gone");
+        trial.rename("back");
+        assert_eq!(trial.looks(), 1, "back");
+    }
+
+    #[test]
+    fn what_changes_while_it_is_read_is_read_again() {
+        let mut trial = Trial::new();
+        trial.rename("three\n");
+        trial.now += TICK;
+        assert_eq!(trial.watch.look_at(trial.now), Seen::Changed);
+        fs::write(&trial.file, "security_gr").unwrap();
+        assert!(!trial.watch.finish());
+        assert!((0..30).all(|_| !trial.reads()), "half-written");
+        trial.rename("four\n");
+        assert_eq!(trial.looks(), 1);
+    }
+
+    #[test]
+    fn the_first_reading_waits_for_whoever_writes() {
+        let mut trial = Trial::new();
+        trial.watch.wait().unwrap();
+        let writer = File::options().append(true).open(&trial.file).unwrap();
+        if writers(&trial.file) == Writers::Unknown {
+            return;
+        }
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(TICK);
+            let mut writer = writer;
+            writer.write_all(b"two\n").unwrap();
         });
-        assert!(noticed);
+        trial.watch.wait().unwrap();
+        assert!(fs::read_to_string(&trial.file).unwrap().ends_with("two\n"));
+        ends.join().unwrap();
+        let _writer = File::options().append(true).open(&trial.file).unwrap();
+        let refused = trial.watch.wait().unwrap_err().to_string();
+        assert!(refused.contains("open for writing"), "{refused}");
     }
 
     #[test]
-    fn a_file_put_in_its_place_or_behind_a_link_is_noticed() {
-        let (dir, file, mut watch) = watched();
-        let other = dir.path().join("other");
-        fs::write(&other, "one").unwrap();
-        fs::rename(&other, &file).unwrap();
-        assert!(!watch.look() && watch.look(), "replaced");
-
-        let link = dir.path().join("link.yaml");
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        let mut watch = Watch::new(vec![link]);
-        fs::write(&file, "three").unwrap();
-        assert!(!watch.look() && watch.look(), "behind a link");
-        watch.reading();
-        fs::remove_file(&file).unwrap();
-        assert!(!watch.look() && watch.look(), "gone");
+    fn a_file_that_was_replaced_under_its_mount_is_told_of_and_not_read() {
+        let mut trial = Trial::new();
+        // As a mount has it: the inode is there, and has no name any more.
+        let held = File::open(&trial.file).unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
+        trial.watch = Watch::new(vec![path.into()]);
+        trial.rename("two\n");
+        let why = trial.obstacle(TICK).unwrap();
+        assert!(why.contains("mount its folder"), "{why}");
+        assert!((0..30).all(|_| !trial.reads()));
+        // Whoever asks is told again.
+        trial.watch.ask();
+        assert!(trial.obstacle(TICK).is_some());
     }
 
     #[test]
     fn a_pipe_is_told_apart_from_what_can_be_read_again() {
-        let (dir, _, watch) = watched();
+        let Trial { dir, watch, .. } = Trial::new();
         assert_eq!(watch.pipe(), None);
         assert_eq!(Watch::new(vec![dir.path().to_path_buf()]).pipe(), None);
         let pipe = dir.path().join("pipe");

@@ -80,7 +80,7 @@ fn rules_of_a_file_beside_the_lab_file_are_watched_too() {
     fs::write(&path, without_rules(&rules, &["PostgreSQL from the web"])).unwrap();
     lab.event("reloaded");
     assert_eq!(attempt(&lab), Seen::Silent);
-    fs::write(&path, "security_groups: [").unwrap();
+    fs::write(&path, "security_groups: [\n").unwrap();
     lab.event("refused");
     assert_eq!(attempt(&lab), Seen::Silent);
     fs::remove_file(&path).unwrap();
@@ -100,12 +100,109 @@ fn sighup_reads_the_files_again() {
     let mut lab = Lab::up(THREE_TIER);
     let before = lab.status()["policy"]["generation"].as_u64().unwrap();
     lab.process.signal(Signal::SIGHUP);
-    let event = lab.event("reloaded");
-    assert_eq!(event["generation"], before + 1);
+    // They say what is in force.
+    let event = lab.event("unchanged");
+    assert_eq!(event["generation"], before);
     let policy = lab.status()["policy"].clone();
-    assert_eq!(policy["generation"], before + 1);
-    assert_eq!(policy["reloads"], 1);
+    assert_eq!(policy["generation"], before);
+    assert_eq!(policy["reloads"], 0);
     assert_eq!(attempt(&lab), Seen::Refused);
+    lab.down();
+}
+
+#[test]
+fn a_file_that_is_written_with_a_pause_is_not_obeyed_half_written() {
+    if !namespaces!() {
+        return;
+    }
+    let lab = Lab::up(THREE_TIER);
+    let before = lab.status()["policy"].clone();
+    // Everything but the last rules is there, and is a valid lab.
+    let mut writer = fs::File::create(&lab.config).unwrap();
+    let half = without_rules(THREE_TIER, &["PostgreSQL from the web"]);
+    writer.write_all(half.as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(lab.status()["policy"], before);
+    writer.write_all(b"# the rest\n").unwrap();
+    drop(writer);
+    lab.event("reloaded");
+    assert_eq!(attempt(&lab), Seen::Silent);
+    lab.down();
+}
+
+/// Runs the program in a mount namespace where the lab file is mounted by itself, from
+/// one beside it whose name ends in `.real`.
+const MOUNTED: &str = r#"cp "$3" "$3.real" && mount --bind "$3.real" "$3" && exec "$@""#;
+
+#[test]
+fn a_file_that_is_replaced_under_its_mount_is_told_of() {
+    if !namespaces!() {
+        return;
+    }
+    let mut start = Start::new(THREE_TIER);
+    start.through = ["unshare", "-m", "sh", "-c", MOUNTED, "sh"]
+        .map(String::from)
+        .to_vec();
+    for by_backup in [false, true] {
+        let mut lab = Lab::start(&start);
+        lab.event_where("warning", |event| {
+            let why = event["why"].as_str();
+            why.is_some_and(|why| why.contains("is mounted by itself"))
+        });
+        lab.event("enforcing");
+        let generation = lab.status()["policy"]["generation"].clone();
+
+        let real = lab.config.with_extension("yaml.real");
+        let fresh = lab.config.with_extension("new");
+        fs::write(
+            &fresh,
+            without_rules(THREE_TIER, &["PostgreSQL from the web"]),
+        )
+        .unwrap();
+        if by_backup {
+            fs::rename(&real, real.with_extension("bak")).unwrap();
+        }
+        fs::rename(&fresh, &real).unwrap();
+        let why = lab.event("unread")["why"].as_str().unwrap().to_owned();
+        assert!(why.contains("mount its folder"), "{why}");
+        let policy = lab.status()["policy"].clone();
+        assert_eq!(policy["generation"], generation);
+        assert_eq!(policy["unread"], why.as_str(), "{policy}");
+        let probe = lab.sgwall("status").arg("--probe").output().unwrap();
+        let probe = String::from_utf8_lossy(&probe.stdout).into_owned();
+        assert!(probe.contains("mount its folder"), "{probe}");
+        // Who asks is told again, and not that new rules are in force.
+        lab.process.signal(Signal::SIGHUP);
+        lab.event("unread");
+        lab.event("unchanged");
+        lab.down();
+    }
+}
+
+/// Runs the program in a directory, `$0`, and names the lab file by its name alone.
+const RELATIVE: &str =
+    r#"cp "$3" "$0" && cd "$0" && p=$1 && shift 3 && exec "$p" run lab.yaml "$@""#;
+
+#[test]
+fn files_in_a_directory_that_is_made_again_are_watched_on() {
+    if !namespaces!() {
+        return;
+    }
+    let top = tempfile::tempdir().unwrap();
+    let dir = top.path().join("checkout");
+    fs::create_dir(&dir).unwrap();
+    let mut start = Start::new(THREE_TIER);
+    let through = ["sh", "-c", RELATIVE, dir.to_str().unwrap()];
+    start.through = through.map(String::from).to_vec();
+    let lab = Lab::start(&start);
+    lab.event("enforcing");
+    fs::remove_dir_all(&dir).unwrap();
+    lab.event("refused");
+    fs::create_dir(&dir).unwrap();
+    let without = without_rules(THREE_TIER, &["PostgreSQL from the web"]);
+    fs::write(dir.join("lab.yaml"), without).unwrap();
+    lab.event("reloaded");
+    assert_eq!(attempt(&lab), Seen::Silent);
     lab.down();
 }
 
@@ -198,5 +295,5 @@ fn split(text: &str) -> (String, String) {
     let start = text.find("security_groups:").unwrap();
     let end = text.find("\nnetwork_acls:").unwrap();
     let lab = format!("{}{}", &text[..start], &text[end..]);
-    (lab, text[start..end].to_owned())
+    (lab, text[start..=end].to_owned())
 }

@@ -11,7 +11,7 @@ use super::standing::Standing;
 use crate::cli::output::Paint;
 use crate::cli::signals::{self, Event};
 use crate::cli::teller::Teller;
-use crate::cli::watch::{LOOK, Watch};
+use crate::cli::watch::{LOOK, Seen, Watch, tell_obstacle};
 use crate::cli::{CliError, Outcome, check};
 use crate::config::{self, DeclaredMember, LoadedRules};
 use crate::engine::ReplaceError;
@@ -57,14 +57,17 @@ impl<'a> Guard<'a> {
     /// Does so until it is told to stop, or there is nothing left to guard.
     pub(super) fn until_stopped(&mut self, told: &Receiver<Event>, mut watch: Watch) -> Outcome {
         loop {
-            let wanted = match told.recv_timeout(LOOK) {
+            match told.recv_timeout(LOOK) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Outcome::Yes,
-                Ok(Event::Reload) => true,
-                Err(RecvTimeoutError::Timeout) => watch.look(),
-            };
-            if wanted {
-                watch.reading();
-                self.reload(&watch);
+                Ok(Event::Reload) => watch.ask(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            match watch.look() {
+                Seen::Nothing => {}
+                Seen::Obstacle(why) => {
+                    tell_obstacle(why, self.teller, &self.standing.appliance);
+                }
+                Seen::Changed => self.reload(&mut watch),
             }
             self.learn();
             for name in self.standing.appeared() {
@@ -90,14 +93,19 @@ impl<'a> Guard<'a> {
         }
     }
 
-    fn reload(&mut self, watch: &Watch) {
+    fn reload(&mut self, watch: &mut Watch) {
         if let Some(file) = watch.pipe() {
             let why = Watch::cannot_reread(file);
+            watch.finish();
             self.standing.appliance.refuse(why.clone());
             return self.refused(&why, json!({ "why": why }));
         }
         let options = check::options(self.args.ignore_quotas);
-        let rules = match config::load_rules(&self.args.rules, options) {
+        let loaded = config::load_rules(&self.args.rules, options);
+        if !watch.finish() {
+            return;
+        }
+        let rules = match loaded {
             Ok(rules) => rules,
             Err(found) => {
                 self.standing.appliance.refuse(found.to_string());
@@ -124,15 +132,12 @@ impl<'a> Guard<'a> {
                 return self.refused(&why, json!({ "why": why }));
             }
         };
+        let before = self.standing.appliance.engine().policy().generation();
         match self.standing.appliance.replace(model) {
             Ok(generation) => {
                 self.rules = rules;
                 self.resolver.ask(self.names.names());
-                self.teller.say(
-                    "reloaded",
-                    &format!("new rules in force (generation {generation})"),
-                    json!({ "generation": generation }),
-                );
+                self.teller.reloaded(before, generation);
             }
             Err(error) => {
                 self.names.watch(&self.rules.members);

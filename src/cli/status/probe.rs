@@ -28,6 +28,9 @@ struct Probed {
     interfaces: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     proven: Option<usize>,
+    /// Why a file that has changed is not read: the rules in force are older.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unread: Option<String>,
     /// What speaks against it.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
@@ -100,6 +103,7 @@ impl Probed {
             lab: Some(name),
             interfaces: Some(guarded().count()),
             proven: Some(guarded().filter(|it| it.proof == Proof::Proven).count()),
+            unread: status.policy.unread.clone(),
             why,
         }
     }
@@ -110,6 +114,7 @@ impl Probed {
             lab: None,
             interfaces: None,
             proven: None,
+            unread: None,
             why: Some(
                 error
                     .to_string()
@@ -125,7 +130,7 @@ impl Probed {
         if let (Some(lab), Some(of), Some(proven)) = (&self.lab, self.interfaces, self.proven) {
             line += &format!(": {lab}: {proven} of {of} interfaces proven");
         }
-        if let Some(why) = &self.why {
+        for why in self.why.iter().chain(&self.unread) {
             line += &format!(": {why}");
         }
         line

@@ -103,6 +103,7 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_faccessat2,
     libc::SYS_readlinkat,
     libc::SYS_getcwd,
+    libc::SYS_chdir,
     libc::SYS_getdents64,
     libc::SYS_unlinkat,
     libc::SYS_fcntl,
