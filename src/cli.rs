@@ -2,17 +2,13 @@
 //! prints it as text or JSON. Exit codes are the same everywhere: 0 allowed,
 //! valid, as expected; 1 denied, invalid, not as expected; 2 wrong usage; 3 the
 //! system refused.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this floor talks to people"
-)]
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use crate::lab::LabError;
@@ -161,11 +157,77 @@ impl CliError {
             Self::System(_) => Outcome::System,
         }
     }
+
+    /// Writes the error, as text to standard error or as one JSON object to
+    /// standard output, and returns the outcome to end with.
+    fn report(&self, format: Format) -> Outcome {
+        let text = self.to_string();
+        let outcome = self.outcome();
+        if format == Format::Json {
+            let error = json!({ "event": "error", "code": outcome as u8, "error": text });
+            match output::print(&format!("{error}\n")) {
+                Ok(()) => return outcome,
+                Err(error) => output::to_stderr(&format!("sgwall: {error}")),
+            }
+        }
+        output::to_stderr(&format!("sgwall: {text}"));
+        outcome
+    }
 }
 
-/// Runs the command and gives the process's exit code.
-pub fn run(cli: &Cli) -> ExitCode {
-    let outcome = start_logging(&cli.log).and_then(|()| match &cli.command {
+/// Reads the arguments, runs the command and returns the process's exit code.
+pub fn main() -> ExitCode {
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        // The commands without `--format` have text only.
+        let format = matches
+            .subcommand()
+            .and_then(|(_, matches)| matches.try_get_one::<Format>("format").ok().flatten())
+            .copied()
+            .unwrap_or_default();
+        Cli::from_arg_matches(&matches).map(|cli| (cli, format))
+    });
+    match parsed {
+        Ok((cli, format)) => {
+            let outcome = run(&cli).unwrap_or_else(|error| error.report(format));
+            ExitCode::from(outcome as u8)
+        }
+        Err(error) => answer_without_command(&error),
+    }
+}
+
+/// Writes help, the version, or what is wrong with the arguments.
+fn answer_without_command(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        if json_is_wanted() {
+            let text = error.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+            let outcome = CliError::Usage(text.to_owned()).report(Format::Json);
+            return ExitCode::from(outcome as u8);
+        }
+        // There is no third place to say that this failed.
+        let _ = error.print();
+    } else {
+        let written = error.print().and_then(|()| std::io::stdout().flush());
+        if let Err(error) = output::written(written) {
+            return ExitCode::from(error.report(Format::Text) as u8);
+        }
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Outcome::Usage as u8))
+}
+
+/// Returns true if arguments that can't be parsed ask for JSON.
+fn json_is_wanted() -> bool {
+    let arguments: Vec<_> = std::env::args_os()
+        .take_while(|argument| argument != "--")
+        .collect();
+    arguments.iter().any(|argument| argument == "--format=json")
+        || arguments
+            .windows(2)
+            .any(|pair| pair[0] == "--format" && pair[1] == "json")
+}
+
+fn run(cli: &Cli) -> Result<Outcome, CliError> {
+    start_logging(&cli.log).and_then(|()| match &cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Exec(args) => exec::run(args),
@@ -176,12 +238,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Completions { shell } => completions(*shell),
-    });
-    let outcome = outcome.unwrap_or_else(|error| {
-        output::to_stderr(&format!("sgwall: {error}"));
-        error.outcome()
-    });
-    ExitCode::from(outcome as u8)
+    })
 }
 
 fn start_logging(filter: &str) -> Result<(), CliError> {
@@ -191,6 +248,8 @@ fn start_logging(filter: &str) -> Result<(), CliError> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would say so on standard error, and panic if that fails too.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -21,6 +21,7 @@ mod acl;
 mod addresses;
 mod diagnostic;
 mod entities;
+mod foreign;
 mod groups;
 mod kind;
 mod members;
@@ -43,6 +44,7 @@ mod yaml;
 pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
 pub use members::{DeclaredMember, MemberName};
 pub use quotas::{GROUPS_PER_INTERFACE, MOST_GROUPS_PER_INTERFACE};
+pub(crate) use suggest::nearest;
 pub(crate) use text::{Findings, in_quotes, read_text};
 
 use diagnostic::{Report, printable};
@@ -127,7 +129,7 @@ pub fn load_with(lab: &Path, rules: &[PathBuf], options: Options) -> Result<Load
     let mut files = vec![lab.to_path_buf()];
     files.extend_from_slice(rules);
     let nodes = read_files(&mut report, &files);
-    let name = lab.display().to_string();
+    let name = shown(lab);
     finish(report, &name, &nodes, files)
 }
 
@@ -194,7 +196,7 @@ pub fn load_sources_with(
 
 fn read_files(report: &mut Report, files: &[PathBuf]) -> Vec<Option<Node>> {
     let mut read = |path: &PathBuf| {
-        let name = path.display().to_string();
+        let name = shown(path);
         match read_file(path) {
             Ok(text) => parse(report, &name, text),
             Err((message, help)) => {
@@ -206,10 +208,29 @@ fn read_files(report: &mut Report, files: &[PathBuf]) -> Vec<Option<Node>> {
     files.iter().map(&mut read).collect()
 }
 
+/// A file's name for people.
+pub(crate) fn shown(file: &Path) -> String {
+    if is_stdin(file) {
+        return "<stdin>".to_owned();
+    }
+    file.display().to_string()
+}
+
+/// Returns true for `-`, which stands for standard input. It can be read once.
+pub(crate) fn is_stdin(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
 /// The text of a file, or what is wrong with it and what to do.
 fn read_file(path: &Path) -> Result<String, (String, &'static str)> {
     const WHERE: &str = "check the name and the permissions";
     let cannot = |error: std::io::Error| (format!("the file can't be read: {error}"), WHERE);
+    let mut bytes = Vec::new();
+    if is_stdin(path) {
+        let mut input = std::io::stdin().lock().take(MAX_FILE_SIZE + 1);
+        input.read_to_end(&mut bytes).map_err(cannot)?;
+        return text_of(bytes);
+    }
     let kind = std::fs::metadata(path).map_err(cannot)?.file_type();
     if kind.is_dir() {
         return Err((
@@ -221,10 +242,13 @@ fn read_file(path: &Path) -> Result<String, (String, &'static str)> {
     if !kind.is_file() && !std::os::unix::fs::FileTypeExt::is_fifo(&kind) {
         return Err(("this is a device, not a file".into(), WHERE));
     }
-    let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
         .map_err(cannot)?;
+    text_of(bytes)
+}
+
+fn text_of(bytes: Vec<u8>) -> Result<String, (String, &'static str)> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let before = &error.as_bytes()[..at];

@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    sgwall::cli::run(&sgwall::cli::Cli::parse())
+    sgwall::cli::main()
 }

@@ -414,6 +414,106 @@ fn wrong_arguments_are_wrong_usage() {
 }
 
 #[test]
+fn several_files_are_several_labs_and_a_dash_is_standard_input() {
+    let (good, bad) = (
+        "configs/three-tier.yaml",
+        "tests/data/check/ten-mistakes.yaml",
+    );
+    let output = check(&[good, bad, "configs/dual-stack.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let valid = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(valid.matches(": valid: ").count(), 2, "{valid}");
+    let output = check(&[good, bad, "--format", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["valid"], false);
+    assert_eq!(answer["labs"][0]["valid"], true);
+    assert_eq!(answer["labs"][1]["files"][0], bad);
+
+    for (file, code, words) in [(good, 0, "<stdin>: valid: "), (bad, 1, "--> <stdin>:4:18")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_sgwall"))
+            .args(["check", "-"])
+            .stdin(std::fs::File::open(file).unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(said.contains(words), "{said}");
+    }
+    // What is read again when it is saved can't be read but once.
+    let output = sgwall(&["run", "-"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn a_question_that_makes_no_sense_says_how_to_mend_it() {
+    let lab = "configs/three-tier.yaml";
+    for (from, protocol, words) in [
+        ("wbe-1", "icmp", "did you mean 'web-1'?"),
+        ("mainframe", "icmp", "the entities are client, lb"),
+        ("web-1", "tpc", "did you mean 'tcp'?"),
+        (
+            "web-1",
+            "-1",
+            "'-1' stands for every protocol, and a packet has one: give tcp",
+        ),
+        ("web-1", "all", "a packet has one"),
+    ] {
+        let output = sgwall(&[
+            "explain",
+            lab,
+            "--from",
+            from,
+            "--to",
+            "db",
+            "--protocol",
+            protocol,
+        ]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn errors_are_json_where_the_answer_would_be() {
+    let lab = "configs/three-tier.yaml";
+    for (args, code, words) in [
+        (&["status", "--lab", "no-such-lab"][..], 3, "no-such-lab"),
+        (
+            &[
+                "explain",
+                lab,
+                "--from",
+                "wbe-1",
+                "--to",
+                "db",
+                "--protocol",
+                "icmp",
+            ],
+            2,
+            "did you mean 'web-1'?",
+        ),
+        (&["explain", lab], 2, "--from"),
+        (&["check", lab, "--no-such-option"], 2, "--no-such-option"),
+        (&["run", lab, "--name", "no/name"], 2, "no/name"),
+    ] {
+        let text = sgwall(args);
+        let output = sgwall(&[args, &["--format", "json"]].concat());
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert_eq!(text.status.code(), Some(code), "{text:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(answer["event"], "error", "{answer}");
+        assert_eq!(answer["code"], code, "{answer}");
+        assert!(
+            answer["error"].as_str().unwrap().contains(words),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
 fn hostile_files_end_in_a_diagnostic() {
     let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for i in 1..12 {

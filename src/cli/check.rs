@@ -1,12 +1,12 @@
 //! `sgwall check`: is this lab file valid, and if not, where and why.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::ValueHint;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::output::{Paint, print, print_json, to_stderr};
 use super::{CliError, Format, Outcome};
 use crate::config::{self, Diagnostic, Diagnostics, Loaded, Quotas};
 use crate::model::Model;
@@ -20,12 +20,15 @@ Examples:
   sgwall check configs/three-tier.yaml
   sgwall check lab.yaml --rules web.yaml --rules db.yaml
   sgwall check lab.yaml --ignore-quotas
+  sgwall check labs/*.yaml
+  generate-lab | sgwall check -
   sgwall check lab.yaml --format json | jq '.diagnostics[].message'")]
 pub struct Args {
     /// The lab file: VPC, subnets, security groups, network ACLs, route tables, entities.
-    #[arg(value_name = "LAB", value_hint = ValueHint::FilePath)]
-    pub lab: PathBuf,
-    /// A further file with `security_groups` and `prefix_lists`; repeatable.
+    /// `-` is standard input. Of several files each is a lab of its own.
+    #[arg(value_name = "LAB", value_hint = ValueHint::FilePath, required = true)]
+    pub labs: Vec<PathBuf>,
+    /// A further file with `security_groups` and `prefix_lists`, for each lab; repeatable.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub rules: Vec<PathBuf>,
     /// Take what exceeds AWS's quotas for a warning, not for a mistake.
@@ -39,27 +42,38 @@ pub struct Args {
 /// Checks the files and prints what is wrong with them.
 ///
 /// # Errors
-/// None now; the signature is that of every command.
+/// [`CliError::System`] if the answer can't be written.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let options = options(args.ignore_quotas);
-    let loaded = match load_or_report(&args.lab, &args.rules, options, args.format) {
-        Ok(loaded) => loaded,
-        Err(outcome) => return Ok(outcome),
-    };
-    let summary = Summary::of(&loaded.model);
-    match args.format {
-        Format::Text => println!("{}: valid: {summary}", args.lab.display()),
-        Format::Json => {
-            let answer = json!({
+    let mut answers: Vec<Value> = Vec::new();
+    let mut all_valid = true;
+    for lab in &args.labs {
+        let loaded = config::load_with(lab, &args.rules, options);
+        all_valid &= loaded.is_ok();
+        let files = names(lab, &args.rules);
+        match (loaded, args.format) {
+            (Ok(loaded), Format::Text) => {
+                print_text(&loaded.warnings);
+                let summary = Summary::of(&loaded.model);
+                print(&format!("{}: valid: {summary}\n", files[0]))?;
+            }
+            (Ok(loaded), Format::Json) => answers.push(json!({
                 "valid": true,
-                "files": names(&args.lab, &args.rules),
-                "summary": summary,
+                "files": files,
+                "summary": Summary::of(&loaded.model),
                 "diagnostics": loaded.warnings,
-            });
-            println!("{answer:#}");
+            })),
+            (Err(found), Format::Text) => report_text(&files, &found),
+            (Err(found), Format::Json) => answers.push(invalid(&files, &found)),
         }
     }
-    Ok(Outcome::Yes)
+    if args.format == Format::Json {
+        match &answers[..] {
+            [answer] => print_json(answer)?,
+            labs => print_json(&json!({ "valid": all_valid, "labs": labs }))?,
+        }
+    }
+    Ok(if all_valid { Outcome::Yes } else { Outcome::No })
 }
 
 /// How a command reads files.
@@ -82,33 +96,43 @@ pub(super) fn load_or_report(
     options: config::Options,
     format: Format,
 ) -> Result<Loaded, Outcome> {
-    let result = config::load_with(lab, rules, options);
-    match (&result, format) {
-        (Ok(loaded), Format::Text) => print_text(&loaded.warnings),
-        (Ok(_), Format::Json) => {}
-        (Err(found), _) => report(&names(lab, rules), found, format),
+    let loaded = config::load_with(lab, rules, options)
+        .map_err(|found| report(&names(lab, rules), &found, format))?;
+    if format == Format::Text {
+        print_text(&loaded.warnings);
     }
-    result.map_err(|_| Outcome::No)
+    Ok(loaded)
 }
 
 /// Prints what is wrong with `files`, as text to stderr or as one JSON object
-/// to stdout.
-pub(super) fn report(files: &[String], found: &Diagnostics, format: Format) {
-    match format {
+/// to stdout, and returns the outcome to end with.
+pub(super) fn report(files: &[String], found: &Diagnostics, format: Format) -> Outcome {
+    let written = match format {
         Format::Text => {
-            print_text(found);
-            eprintln!("\n{}: invalid: {}", files.join(" + "), count(found));
+            report_text(files, found);
+            Ok(())
         }
-        Format::Json => {
-            let answer = json!({
-                "valid": false,
-                "files": files,
-                "summary": null,
-                "diagnostics": found.to_json(),
-            });
-            println!("{answer:#}");
-        }
-    }
+        Format::Json => print_json(&invalid(files, found)),
+    };
+    written.map_or_else(|error| error.report(Format::Text), |()| Outcome::No)
+}
+
+fn report_text(files: &[String], found: &Diagnostics) {
+    print_text(found);
+    to_stderr(&format!(
+        "\n{}: invalid: {}",
+        files.join(" + "),
+        count(found)
+    ));
+}
+
+fn invalid(files: &[String], found: &Diagnostics) -> Value {
+    json!({
+        "valid": false,
+        "files": files,
+        "summary": null,
+        "diagnostics": found.to_json(),
+    })
 }
 
 /// What a valid lab holds.
@@ -162,7 +186,7 @@ impl std::fmt::Display for Summary {
 
 fn names(lab: &Path, rules: &[PathBuf]) -> Vec<String> {
     let files = std::iter::once(lab).chain(rules.iter().map(PathBuf::as_path));
-    files.map(|path| path.display().to_string()).collect()
+    files.map(|path| config::shown(path)).collect()
 }
 
 fn count(found: &Diagnostics) -> String {
@@ -180,11 +204,12 @@ pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
 }
 
 fn print_text<'a>(diagnostics: impl IntoIterator<Item = &'a Diagnostic>) {
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let colour = !plain && std::io::stderr().is_terminal();
+    let colour = Paint::stderr().is_on();
     let texts: Vec<String> = diagnostics
         .into_iter()
         .map(|diagnostic| diagnostic.render(colour))
         .collect();
-    eprint!("{}", texts.join("\n"));
+    if !texts.is_empty() {
+        to_stderr(texts.join("\n").trim_end());
+    }
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use clap::ValueHint;
 
+use super::output::to_stderr;
 use super::{CliError, Outcome};
 use crate::lab::{self, Entry, LAB_VARIABLE, Session};
 
@@ -57,7 +58,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     let lab = Session::find(args.lab.as_deref())?;
     let entry = Entry::request(lab, &args.entity)?;
     for warning in entry.enter()? {
-        eprintln!("sgwall: {warning}");
+        to_stderr(&format!("sgwall: {warning}"));
     }
     if let Some(parent) = args.die_with {
         // Only now: changing one's user namespace may undo it.
@@ -70,11 +71,12 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         .exec();
     // The codes are the ones that a shell in the entity would give, which is
     // what scripts around `sgwall exec` look at; they are no `Outcome`.
+    let name = program.to_string_lossy();
     let code = if error.kind() == io::ErrorKind::NotFound || !is_on_path(program) {
-        eprintln!("sgwall: {}: command not found", program.to_string_lossy());
+        to_stderr(&format!("sgwall: {name}: command not found"));
         NOT_FOUND
     } else {
-        eprintln!("sgwall: {}: {error}", program.to_string_lossy());
+        to_stderr(&format!("sgwall: {name}: {error}"));
         NOT_EXECUTABLE
     };
     std::process::exit(code)

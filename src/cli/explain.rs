@@ -7,6 +7,7 @@ use clap::ValueHint;
 
 use super::output::{Paint, pad, print, print_json};
 use super::{CliError, Format, Outcome, check};
+use crate::config::nearest;
 use crate::datapath::{EPHEMERAL, Explanation, Leg, LegStep, Question, explain};
 use crate::model::{Model, protocol};
 use crate::packet::{TcpFlags, Transport};
@@ -26,7 +27,7 @@ Examples:
 
 Exit code: 0 request and reply pass, 1 one of them doesn't, 2 wrong usage.")]
 pub struct Args {
-    /// The lab file.
+    /// The lab file; `-` is standard input.
     #[arg(value_name = "LAB", value_hint = ValueHint::FilePath)]
     lab: PathBuf,
     /// Further files with security groups (repeatable).
@@ -39,19 +40,24 @@ pub struct Args {
     #[arg(long, value_name = "PEER")]
     to: String,
     /// tcp, udp, icmp, icmpv6, gre, esp, ah, sctp or a protocol number.
-    #[arg(long, value_name = "PROTOCOL")]
+    #[arg(long, value_name = "PROTOCOL", allow_negative_numbers = true)]
     protocol: String,
     /// Destination port (tcp and udp).
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
     port: Option<u16>,
     /// Source port (tcp and udp); an ephemeral one otherwise.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
     source_port: Option<u16>,
     /// ICMP type; an echo request otherwise.
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(long = "type", value_name = "TYPE", allow_negative_numbers = true)]
     kind: Option<u8>,
     /// ICMP code; 0 otherwise.
-    #[arg(long, value_name = "CODE", requires = "kind")]
+    #[arg(
+        long,
+        value_name = "CODE",
+        requires = "kind",
+        allow_negative_numbers = true
+    )]
     code: Option<u8>,
     /// Take what exceeds AWS's quotas for a warning, not for a mistake.
     #[arg(long)]
@@ -158,6 +164,8 @@ fn icmp(args: &Args, echo: u8, requests: &[u8], replies: &[u8]) -> Transport {
     }
 }
 
+const PROTOCOLS: [&str; 8] = ["tcp", "udp", "icmp", "icmpv6", "gre", "esp", "ah", "sctp"];
+
 fn protocol_number(text: &str) -> Result<u8, CliError> {
     let number = match text.to_ascii_lowercase().as_str() {
         "tcp" => protocol::TCP,
@@ -169,14 +177,16 @@ fn protocol_number(text: &str) -> Result<u8, CliError> {
         "ah" => 51,
         "sctp" => 132,
         "all" | "-1" => {
-            return Err(CliError::Usage(
-                "a packet has one protocol: give tcp, udp, icmp, icmpv6 or a number".to_owned(),
-            ));
+            return Err(CliError::Usage(format!(
+                "'{text}' stands for every protocol, and a packet has one: give tcp, udp, icmp, icmpv6 or a number"
+            )));
         }
         other => other.parse().map_err(|_| {
-            CliError::Usage(format!(
-                "unknown protocol '{text}': give tcp, udp, icmp, icmpv6, gre, esp, ah, sctp or a number from 0 to 255"
-            ))
+            let help = match nearest(other, PROTOCOLS) {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => format!("give {} or a number from 0 to 255", PROTOCOLS.join(", ")),
+            };
+            CliError::Usage(format!("unknown protocol '{text}': {help}"))
         })?,
     };
     Ok(number)

@@ -80,8 +80,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         Ok(events) => events,
         Err(found) => {
             let files = [args.packets.display().to_string()];
-            check::report(&files, &found, args.format);
-            return Ok(Outcome::No);
+            return Ok(check::report(&files, &found, args.format));
         }
     };
     let answer = Replay::new(&model).all(&events);

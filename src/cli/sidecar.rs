@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::drops::DropReader;
 use super::engine_args::EngineArgs;
-use super::output::{Paint, Printer, print};
+use super::output::{Paint, Printer, print, to_stderr};
 use super::signals;
 use super::teller::Teller;
 use super::watch::Watch;
@@ -295,8 +295,7 @@ fn load(args: &Args) -> Result<LoadedRules, Outcome> {
                 .iter()
                 .map(|path| path.display().to_string())
                 .collect();
-            check::report(&files, &found, args.format);
-            Err(Outcome::No)
+            Err(check::report(&files, &found, args.format))
         }
     }
 }
@@ -304,7 +303,7 @@ fn load(args: &Args) -> Result<LoadedRules, Outcome> {
 fn warn(rules: &LoadedRules, format: Format) {
     for warning in &rules.warnings {
         match format {
-            Format::Text => eprint!("{}", warning.render(Paint::stderr().is_on())),
+            Format::Text => to_stderr(warning.render(Paint::stderr().is_on()).trim_end()),
             Format::Json => {
                 let line = json!({ "event": "warning", "diagnostics": [warning] });
                 let _ = print(&format!("{line}\n"));

@@ -20,6 +20,8 @@ use super::teller::Teller;
 use crate::engine::Appliance;
 use crate::lab::{Writers, writers};
 
+use crate::config::{is_stdin, shown};
+
 /// Time between two looks.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
 /// How long a file that was written in place has to rest before it is read. A decision.
@@ -221,17 +223,16 @@ impl Watch {
     pub(super) fn cannot_reread(file: &Path) -> String {
         format!(
             "{} is a pipe: sgwall reads it again whenever it is saved; write it to a file",
-            file.display()
+            shown(file)
         )
     }
 
     /// A file that can be read once and not again. (What can't be read at all, as a
     /// directory, whoever reads it will say.)
     pub(super) fn pipe(&self) -> Option<&PathBuf> {
-        self.files
-            .iter()
-            .map(|file| &file.path)
-            .find(|path| fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()))
+        self.files.iter().map(|file| &file.path).find(|path| {
+            is_stdin(path) || fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+        })
     }
 
     /// Goes to the directory that now has the path of that in which the process was

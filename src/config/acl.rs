@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
+use super::foreign;
 use super::names::{Family, Lookup};
 use super::net::{cidr_help, parse_net};
 use super::reader::{Entry, Fields, is_id};
@@ -177,6 +178,9 @@ fn read_entry(report: &mut Report, item: &Node, direction: Direction) -> Option<
     let known = [
         "rule", "action", "protocol", "ports", "type", "code", "from", "to",
     ];
+    if foreign::translate(report, item, direction, None) {
+        return None;
+    }
     let fields = report.fields(item, "an entry", &known)?;
     let number = read_number(report, &fields);
     let action = read_action(report, &fields);

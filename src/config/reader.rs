@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
 use super::diagnostic::{Report, quoted};
+use super::foreign;
 use super::source::Span;
 use super::suggest::nearest;
 use super::yaml::{Node, Value};
@@ -88,13 +89,22 @@ impl Report {
         what: &str,
         known: &[&str],
     ) -> Option<Fields<'n>> {
-        let entries = self.entries(node, what)?;
-        for entry in &entries {
+        let mut entries = self.entries(node, what)?;
+        for at in 0..entries.len() {
+            let entry = entries[at];
             if !known.contains(&entry.name) {
-                let help = match nearest(entry.name, known.iter().copied()) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("the keys of {what} are {}", list_of(known)),
+                let own = foreign::own_key(entry.name).filter(|own| known.contains(own));
+                let help = match (own, nearest(entry.name, known.iter().copied())) {
+                    (Some(own), _) => format!("write `{own}`"),
+                    (None, Some(near)) => format!("did you mean `{near}`?"),
+                    (None, None) => format!("the keys of {what} are {}", list_of(known)),
                 };
+                if let Some(own) = own
+                    && entries.iter().all(|entry| entry.name != own)
+                {
+                    // Read as if it stood there, so that it isn't missed as well.
+                    entries[at].name = own;
+                }
                 self.error(
                     entry.key,
                     format!("{what} has no key {}", quoted(entry.name)),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 
 use super::diagnostic::{Report, quoted};
+use super::foreign;
 use super::names::{Family, Names, check_tags, find_group, find_list, read_description};
 use super::net::{cidr_help, parse_net};
 use super::reader::{Fields, is_id};
@@ -94,6 +95,9 @@ impl RuleReader<'_> {
             "tags",
             "id",
         ];
+        if foreign::translate(report, item, self.direction, Some(&self.group.name)) {
+            return;
+        }
         let Some(fields) = report.fields(item, "a rule", &known) else {
             return;
         };

@@ -1,7 +1,7 @@
 //! "Did you mean …?": the known name nearest to a mistyped one.
 
 /// The candidate nearest to `word`, if one is near enough to be meant.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {

@@ -283,12 +283,82 @@ fn what_aws_ignores_or_rewrites_is_a_warning() {
             ["never matches an IPv6 packet", "that follows the header"],
         ),
         (
+            "protocol: tcp, ports: 0, from: sg/g",
+            ["port 0 alone", "`ports: 0-65535`"],
+        ),
+        (
+            "protocol: udp, ports: 0-0, from: sg/g",
+            ["port 0 alone", "`ports: 0-65535`"],
+        ),
+        (
             "protocol: all, from: 10.0.0.7/16",
             ["stored as `10.0.0.0/16`", "write"],
         ),
     ] {
         only(&lines(&valid(&ingress(rule)).warnings), &words);
     }
+}
+
+#[test]
+fn rules_in_the_words_of_terraform_or_the_api_get_one_error_with_the_rule_translated() {
+    for (rule, written) in [
+        (
+            "from_port: 443, to_port: 443, protocol: tcp, cidr_blocks: [10.0.0.0/8, 192.168.0.0/16]",
+            "{ protocol: tcp, ports: 443, from: [10.0.0.0/8, 192.168.0.0/16] }",
+        ),
+        (
+            "from_port: 0, to_port: 0, protocol: \"-1\", cidr_blocks: [0.0.0.0/0], ipv6_cidr_blocks: [\"::/0\"]",
+            "{ protocol: all, from: [0.0.0.0/0, \"::/0\"] }",
+        ),
+        (
+            "from_port: 8, to_port: -1, ip_protocol: icmp, self: true, description: ping",
+            "{ protocol: icmp, type: 8, code: -1, from: sg/g, description: \"ping\" }",
+        ),
+        (
+            "from_port: 5432, to_port: 5433, protocol: tcp, security_groups: [aws_security_group.web.id]",
+            "{ protocol: tcp, ports: 5432-5433, from: sg/web }",
+        ),
+        (
+            "IpProtocol: tcp, FromPort: 80, ToPort: 90, IpRanges: [{ CidrIp: 10.0.0.0/8, Description: x }], UserIdGroupPairs: [{ GroupId: sg-12345678 }]",
+            "{ protocol: tcp, ports: 80-90, from: [10.0.0.0/8, sg-12345678], description: \"x\" }",
+        ),
+        (
+            "protocol: tcp, port: 443, from: sg/g",
+            "{ protocol: tcp, ports: 443, from: sg/g }",
+        ),
+        (
+            "protocol: tcp, port: 443",
+            "{ protocol: tcp, ports: 443, from: … }",
+        ),
+    ] {
+        only(
+            &refused(&ingress(rule)),
+            &["has no key", &format!("write `{written}`")],
+        );
+    }
+    only(
+        &refused(
+            "network_acls: { a: { egress: [], ingress: [ { rule_no: 100, action: Allow, protocol: \"-1\", cidr_block: 10.0.0.0/8 } ] } }\n",
+        ),
+        &[
+            "has no key",
+            "write `{ rule: 100, action: allow, protocol: all, from: 10.0.0.0/8 }`",
+        ],
+    );
+    only(
+        &refused("entities: { a: { kind: ec2, subnet_id: app } }\n"),
+        &["has no key `subnet_id`", "write `subnet`"],
+    );
+    let found = load_str("lab.yaml", "vpc: { cidr_block: 10.0.0.0/16 }\n").unwrap_err();
+    only(&lines(&found), &["has no key `cidr_block`", "write `cidr`"]);
+}
+
+#[test]
+fn a_vpc_has_an_ipv4_block_and_a_subnet_may_do_without() {
+    let found = load_str("lab.yaml", "vpc: { cidr: [\"fd00:1::/56\"] }\n").unwrap_err();
+    only(&lines(&found), &["has no IPv4 block", "add one"]);
+    let both = "vpc: { cidr: [10.0.0.0/16, \"fd00:1::/56\"] }\nsubnets: { six: { cidr: \"fd00:1::/64\" } }\n";
+    assert!(load_str("lab.yaml", both).is_ok());
 }
 
 #[test]

@@ -258,6 +258,14 @@ fn read_ports(
             .help(format!("write `{to}-{from}`"));
         return None;
     }
+    if to == 0 {
+        report
+            .warning(
+                node.span,
+                format!("`ports: 0` is port 0 alone, which no {protocol} client connects to"),
+            )
+            .help("write `ports: 0-65535` for every port, or the port that is meant");
+    }
     Some(PortRange { from, to })
 }
 

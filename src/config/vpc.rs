@@ -99,6 +99,12 @@ pub(super) fn read_vpc(report: &mut Report, node: &Node) -> VpcDecl {
         }
         seen.push((net, item.span));
     }
+    if decl.whole && seen.iter().all(|(net, _)| matches!(net, IpNet::V6(_))) {
+        // CreateVpc takes an IPv4 block always: its CidrBlock, or one from a pool.
+        report
+            .error(cidr.span, "the VPC has no IPv4 block")
+            .help("add one, for example `10.0.0.0/16`: on AWS every VPC has an IPv4 block; a subnet may have IPv6 alone");
+    }
     decl.vpc.cidrs = seen.into_iter().map(|(net, _)| net).collect();
     decl
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::net::{self, Seen, checksum, raw_ipv4, send_raw};
 use crate::privilege::namespaces;
-use crate::support::{DUAL_STACK, Lab, THREE_TIER, at, drops, wait_until};
+use crate::support::{DUAL_STACK, Lab, Start, THREE_TIER, at, drops, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -123,6 +123,27 @@ fn garbage_on_the_control_socket_disturbs_nobody() {
     drop(held);
     assert_eq!(lab.status()["policy"]["refused"], 0);
     assert!(still_forwards(&lab));
+    lab.down();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_disturbs_nobody() {
+    if !namespaces!() {
+        return;
+    }
+    let full = "SGWALL_LOG=debug exec \"$@\" 2>/dev/full";
+    let lab = Lab::start(&Start {
+        through: ["sh", "-c", full, "sh"].map(String::from).to_vec(),
+        ..Start::new(THREE_TIER)
+    });
+    let path = lab.state.join(&lab.name).join("control.sock");
+    for _ in 0..5 {
+        // The answer finds nobody, which is logged.
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(b"{\"op\":\"status\"}\n").unwrap();
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+    assert_eq!(lab.status()["enforcing"], true);
     lab.down();
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::cli::CliError;
+use crate::config::nearest;
 use crate::model::{Attachment, Interface, InterfaceIx, Model, Via};
 
 /// Which families the protocol leaves open.
@@ -196,9 +197,12 @@ fn parse(model: &Model, text: &str) -> Result<Peer, CliError> {
                 .iter()
                 .map(|entity| entity.name.as_str())
                 .collect();
+            let help = match nearest(text, names.iter().copied()) {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => format!("the entities are {}", names.join(", ")),
+            };
             Err(CliError::Usage(format!(
-                "'{text}' is neither an entity, an interface nor an address; the entities are {}",
-                names.join(", ")
+                "'{text}' is neither an entity, an interface nor an address; {help}"
             )))
         }
     }
