@@ -30,6 +30,9 @@ LABEL org.opencontainers.image.title="sgwall" \
 COPY --from=build /sgwall /sgwall
 COPY configs /configs
 COPY LICENSE-MIT LICENSE-APACHE NOTICE /
+# With the folder that the program is in, for `docker exec`, health checks and
+# images built on this one.
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/
 # No USER: Docker gives added capabilities to root alone, and under
 # no-new-privileges a file can't give them to anybody else. The sidecar drops
 # what it doesn't need once it is set up.

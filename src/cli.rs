@@ -7,13 +7,14 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
+use clap_complete::{CompleteEnv, Shell};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use crate::lab::LabError;
 
 pub mod check;
+mod complete;
 pub mod demo;
 mod drops;
 mod engine_args;
@@ -83,6 +84,9 @@ pub enum Command {
     Replay(replay::Args),
     /// Print a completion script for a shell.
     #[command(after_help = "\
+The script asks sgwall, so that it knows running labs and their entities. Print it
+again after an update of sgwall.
+
 Example:
   mkdir -p ~/.local/share/bash-completion/completions
   sgwall completions bash > ~/.local/share/bash-completion/completions/sgwall")]
@@ -177,6 +181,10 @@ impl CliError {
 
 /// Reads the arguments, runs the command and returns the process's exit code.
 pub fn main() -> ExitCode {
+    // A shell that completes a command line; ends the process then.
+    CompleteEnv::with_factory(Cli::command)
+        .var(complete::VARIABLE)
+        .complete();
     let parsed = Cli::command().try_get_matches().and_then(|matches| {
         // The commands without `--format` have text only.
         let format = matches
@@ -255,8 +263,6 @@ fn start_logging(filter: &str) -> Result<(), CliError> {
 }
 
 fn completions(shell: Shell) -> Result<Outcome, CliError> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "sgwall", &mut script);
-    output::print(&String::from_utf8_lossy(&script))?;
+    output::print(&complete::script(shell)?)?;
     Ok(Outcome::Yes)
 }

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use saphyr_parser::Parser;
 use serde_json::Value;
@@ -25,6 +26,31 @@ fn files(ending: &str) -> Vec<PathBuf> {
         .collect();
     assert!(!files.is_empty(), "no .{ending} below deploy/");
     files
+}
+
+/// Without cargo, so that a script that builds something fails.
+#[test]
+fn scripts_print_their_help_and_do_nothing_else() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let found = fs::read_dir(top.join("scripts")).unwrap();
+    let scripts = found.map(|entry| entry.unwrap().path());
+    for script in scripts.chain([top.join("deploy/compose/up.sh")]) {
+        let text = fs::read_to_string(&script).unwrap_or_default();
+        let mut lines = text.lines();
+        if !lines.next().is_some_and(|first| first.ends_with("bash")) {
+            continue;
+        }
+        let output = Command::new(&script)
+            .arg("--help")
+            .env("PATH", "/usr/bin:/bin")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{script:?}: {output:?}");
+        let help = String::from_utf8(output.stdout).unwrap();
+        let first = lines.next().unwrap().trim_start_matches("# ");
+        assert!(help.starts_with(first), "{script:?}: {help}");
+        assert!(!help.contains("set -euo"), "{script:?}: {help}");
+    }
 }
 
 #[test]

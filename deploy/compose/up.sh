@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What compose.yaml says, with plain `docker` commands, where Compose is missing.
 #
-#   ./up.sh           brings everything up and waits until it is healthy
+#   ./up.sh           brings everything up and waits until it is healthy; what is
+#                     up with the same settings stays as it is
 #   ./up.sh down      takes it down again
 #
 # Settings: PROJECT (a prefix of names), SGWALL_IMAGE, WEB_IMAGE, DB_IMAGE,
@@ -19,12 +20,32 @@ network=${project}_vpc
 
 name() { printf '%s-%s-1' "$project" "$1"; }
 
-# start SERVICE ARGUMENT...: a container of that service.
+# start SERVICE ARGUMENT...: a container of that service, unless one is up that was
+# made with the same arguments and, where it is in another's namespace, beside the
+# same container.
 start() {
-    local service=$1
+    local service=$1 container settings
     shift
-    docker run --detach --restart unless-stopped --name "$(name "$service")" \
-        --label "sgwall.project=$project" "$@" >/dev/null
+    container=$(name "$service")
+    settings=$({ printf '%s\n' "$@"; beside "$@"; } | sha256sum | cut -d ' ' -f 1)
+    if [ "$(docker inspect --format '{{.State.Running}} {{index .Config.Labels "sgwall.settings"}}' \
+        "$container" 2>/dev/null)" = "true $settings" ]; then
+        return
+    fi
+    docker rm --force --volumes "$container" >/dev/null 2>&1 || true
+    docker run --detach --restart unless-stopped --name "$container" \
+        --label "sgwall.project=$project" --label "sgwall.settings=$settings" "$@" >/dev/null
+}
+
+# The container whose namespace the arguments name, by its id and when it started:
+# started again, it has another namespace.
+beside() {
+    local argument
+    for argument in "$@"; do
+        case $argument in
+            container:*) docker inspect --format '{{.Id}} {{.State.StartedAt}}' "${argument#container:}" ;;
+        esac
+    done
 }
 
 # Holds a network namespace, closed from its first moment, for a sidecar and a
@@ -85,5 +106,6 @@ up() {
 case "${1:-up}" in
     up) up ;;
     down) down ;;
+    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$here/up.sh" ;;
     *) fail "it is ./up.sh [up|down]" ;;
 esac

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::ValueHint;
+use clap_complete::ArgValueCandidates;
 
 use super::output::to_stderr;
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, complete};
 use crate::lab::{self, Entry, LAB_VARIABLE, Session};
 
 /// What shells exit with for a command that does not exist.
@@ -20,28 +21,27 @@ const NOT_EXECUTABLE: i32 = 126;
 /// Arguments of `sgwall exec`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Inside, every entity of the lab resolves by its name, and SGWALL_LAB and \
-SGWALL_ENTITY say where the command is. The exit code is the command's; 127 \
+Inside, every entity of the lab resolves by its name, the host name is the \
+entity's, and SGWALL_LAB and SGWALL_ENTITY say where the command is. The exit code is the command's; 127 \
 and 126 mean that it was not found or can't be run, 2 that it is unclear which \
 lab or that there is no such entity, 3 that no lab could be entered.
 
 Examples:
   sgwall exec web-1 -- curl http://db:5432
-  sgwall exec --lab three-tier db -- bash")]
+  sgwall exec --lab three-tier db")]
 pub struct Args {
     /// The lab, where several are running.
-    #[arg(long, value_name = "NAME", env = LAB_VARIABLE)]
+    #[arg(long, value_name = "NAME", env = LAB_VARIABLE, add = ArgValueCandidates::new(complete::labs))]
     lab: Option<String>,
     /// End when the process of this number, the parent, ends.
     #[arg(long, value_name = "PID", hide = true)]
     die_with: Option<i32>,
     /// The entity to run the command in.
-    #[arg(value_name = "ENTITY")]
+    #[arg(value_name = "ENTITY", add = ArgValueCandidates::new(complete::entities_of_lab))]
     entity: String,
-    /// The command and its arguments.
+    /// The command and its arguments; otherwise $SHELL, or /bin/sh.
     #[arg(
         value_name = "COMMAND",
-        required = true,
         trailing_var_arg = true,
         allow_hyphen_values = true,
         value_hint = ValueHint::CommandWithArguments
@@ -52,9 +52,8 @@ pub struct Args {
 /// Enters the namespace and becomes the command; comes back only to say why
 /// it could not.
 pub fn run(args: &Args) -> Result<Outcome, CliError> {
-    let Some((program, arguments)) = args.command.split_first() else {
-        return Err(CliError::Usage("a command is missing".into()));
-    };
+    let shell = shell();
+    let (program, arguments) = args.command.split_first().unwrap_or((&shell, &[]));
     let lab = Session::find(args.lab.as_deref())?;
     let entry = Entry::request(lab, &args.entity)?;
     for warning in entry.enter()? {
@@ -80,6 +79,13 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
         NOT_EXECUTABLE
     };
     std::process::exit(code)
+}
+
+/// The user's shell, if it is there: the variable may come from outside of a container.
+fn shell() -> OsString {
+    std::env::var_os("SHELL")
+        .filter(|shell| Path::new(shell).is_file())
+        .unwrap_or_else(|| "/bin/sh".into())
 }
 
 /// Whether a program exists that the name can stand for. One directory of the

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::ValueHint;
+use clap_complete::ArgValueCandidates;
 
 use super::output::{Paint, pad, print, print_json};
-use super::{CliError, Format, Outcome, check};
+use super::{CliError, Format, Outcome, check, complete};
 use crate::config::nearest;
 use crate::datapath::{EPHEMERAL, Explanation, Leg, LegStep, Question, explain};
 use crate::model::{Model, protocol};
@@ -34,10 +35,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     rules: Vec<PathBuf>,
     /// Who sends: an entity, ENTITY/ethN, an ENI id, or an address.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", add = ArgValueCandidates::new(complete::peers_of_file))]
     from: String,
     /// To whom: the same, or any address.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", add = ArgValueCandidates::new(complete::peers_of_file))]
     to: String,
     /// tcp, udp, icmp, icmpv6, gre, esp, ah, sctp or a protocol number.
     #[arg(long, value_name = "PROTOCOL", allow_negative_numbers = true)]

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use clap_complete::ArgValueCandidates;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
 
 use super::output::{Paint, print, print_json};
-use super::{CliError, Format, Outcome};
+use super::{CliError, Format, Outcome, complete};
 use crate::lab::control::{Client, Request};
 use crate::lab::{LAB_VARIABLE, Session};
 use crate::observe::{InterfaceStatus, Proof, Status};
@@ -26,7 +27,7 @@ the image's own health check needs no option):
   Kubernetes: startupProbe: { exec: { command: [/sgwall, status, --probe] } }")]
 pub struct Args {
     /// The lab, where several are running.
-    #[arg(long, value_name = "NAME", env = LAB_VARIABLE)]
+    #[arg(long, value_name = "NAME", env = LAB_VARIABLE, add = ArgValueCandidates::new(complete::labs))]
     lab: Option<String>,
     /// Answer in one line, within 2 seconds, for health checks.
     #[arg(long)]

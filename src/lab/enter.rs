@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{Pid, getppid, sethostname};
 use serde_json::Value;
 
 use super::control::{Client, Request};
@@ -25,6 +25,13 @@ pub const LAB_VARIABLE: &str = "SGWALL_LAB";
 pub const ENTITY_VARIABLE: &str = "SGWALL_ENTITY";
 
 const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// No resolver of the machine's can be reached from an entity, and a lookup would
+/// wait for it for 10 s. The entity's own loopback refuses at once, until somebody
+/// starts a resolver there. Short waits are for those that don't hear a refusal.
+const NO_RESOLVER: &str = "# Written by sgwall: a lab has no resolver. Entities resolve by /etc/hosts.\n\
+                           nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
 
 /// The permission to enter an entity, given by its running lab.
 #[derive(Debug)]
@@ -66,8 +73,9 @@ impl Entry {
     }
 
     /// Moves the process in: its user and network namespaces are the
-    /// entity's, in a mount namespace of its own `/etc/hosts` names every
-    /// entity and `/sys` shows the entity's devices. The process must have
+    /// entity's, the host name is the entity's, in a mount namespace of its own
+    /// `/etc/hosts` names every entity, `/etc/resolv.conf` no server that can't be
+    /// reached, and `/sys` shows the entity's devices. The process must have
     /// one thread only. Gives warnings: what is missing and not essential.
     ///
     /// # Errors
@@ -83,6 +91,13 @@ impl Entry {
         }
         setns(&self.namespace, CloneFlags::CLONE_NEWNET)
             .map_err(|errno| failed("enter the network namespace", errno.into()))?;
+        let mut warnings = Vec::new();
+        let named = unshare(CloneFlags::CLONE_NEWUTS).and_then(|()| sethostname(&self.entity));
+        if let Err(errno) = named {
+            warnings.push(format!(
+                "can't set the host name ({errno}); it is the machine's"
+            ));
+        }
         unshare(CloneFlags::CLONE_NEWNS)
             .map_err(|errno| failed("make a mount namespace", errno.into()))?;
         let none: Option<&str> = None;
@@ -91,10 +106,17 @@ impl Entry {
         mount(none, "/", none, slave, none)
             .map_err(|errno| failed("make the mount namespace private", errno.into()))?;
 
-        let mut warnings = Vec::new();
-        if let Err(error) = self.mount_hosts() {
+        if let Err(error) = self.mount_over(HOSTS, &self.hosts) {
             warnings.push(format!(
                 "can't put a hosts file over {HOSTS} ({error}); entity names won't resolve"
+            ));
+        }
+        // Where there is none, the system's resolver asks the loopback anyway.
+        if Path::new(RESOLV_CONF).exists()
+            && let Err(error) = self.mount_over(RESOLV_CONF, NO_RESOLVER)
+        {
+            warnings.push(format!(
+                "can't put a file over {RESOLV_CONF} ({error}); names that don't exist take 10 s"
             ));
         }
         refresh_sys(self.user_namespace.is_some());
@@ -113,12 +135,12 @@ impl Entry {
         ]
     }
 
-    /// Puts the hosts file in place without leaving it on any disk: it is
+    /// Puts a file of this text over `target` without leaving it on any disk: it is
     /// written to a memory file system that only this mount namespace sees
     /// and that nothing but the bind mount keeps alive.
-    fn mount_hosts(&self) -> io::Result<()> {
+    fn mount_over(&self, target: &str, text: &str) -> io::Result<()> {
         // A missing target would be made on the machine's own disk.
-        fs::metadata(HOSTS)?;
+        fs::metadata(target)?;
         let none: Option<&str> = None;
         let scratch: &PathBuf = &self.lab.dir;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -129,11 +151,11 @@ impl Entry {
             flags,
             Some("mode=0755"),
         )?;
-        let file = scratch.join("hosts");
-        let result = fs::write(&file, &self.hosts).and_then(|()| {
+        let file = scratch.join("file");
+        let result = fs::write(&file, text).and_then(|()| {
             use std::os::unix::fs::PermissionsExt;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
-            mount(Some(&file), HOSTS, none, MsFlags::MS_BIND, none)?;
+            mount(Some(&file), target, none, MsFlags::MS_BIND, none)?;
             Ok(())
         });
         umount2(scratch, MntFlags::MNT_DETACH)?;

@@ -297,22 +297,109 @@ fn names_and_environment_are_there_in_every_entity() {
         let lab = Lab::up(text);
         let model = sgwall::config::load(&lab.config, &[]).unwrap().model;
         for viewer in &model.entities {
-            let script = "echo $SGWALL_ENTITY $SGWALL_LAB; for name; do getent ahosts $name >/dev/null && echo $name; done; :";
+            let script = "echo $SGWALL_ENTITY $SGWALL_LAB $(cat /proc/sys/kernel/hostname); for name; do getent ahosts $name >/dev/null && echo $name; done; :";
             let names: Vec<&str> = model.entities.iter().map(|entity| &*entity.name).collect();
             let command = [&["sh", "-c", script, "sh"], names.as_slice()].concat();
-            // No name server answers in there, and none is waited for.
-            let quick = ("RES_OPTIONS", "timeout:1 attempts:1");
-            let said = succeed(lab.exec(&viewer.name, &command).env(quick.0, quick.1));
+            let said = succeed(&mut lab.exec(&viewer.name, &command));
             let visible: Vec<&str> = names
                 .iter()
                 .copied()
                 .filter(|name| viewer.name != internet || !hidden.contains(name))
                 .collect();
-            let expected = format!("{} {}\n{}\n", viewer.name, lab.name, visible.join("\n"));
+            let name = &viewer.name;
+            let expected = format!("{name} {} {name}\n{}\n", lab.name, visible.join("\n"));
             assert_eq!(said, expected, "seen from {}", viewer.name);
         }
         lab.down();
     }
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_refused_by_the_entity_itself() {
+    if !namespaces!() {
+        return;
+    }
+    let lab = Lab::up(THREE_TIER);
+    let script = "grep -v '^#' /etc/resolv.conf || echo nameserver 127.0.0.1";
+    let said = succeed(&mut lab.exec("db", &["sh", "-c", script]));
+    assert_eq!(said.lines().next(), Some("nameserver 127.0.0.1"), "{said}");
+    let refused = lab.inside("db", || {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        socket.connect("127.0.0.1:53").unwrap();
+        socket.send(b"?").unwrap();
+        socket.recv(&mut [0; 1]).unwrap_err().kind()
+    });
+    assert_eq!(refused, ErrorKind::ConnectionRefused);
+    let output = lab
+        .exec("db", &["getent", "hosts", "no-such-host.example"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    lab.down();
+}
+
+#[test]
+fn exec_without_a_command_starts_the_users_shell() {
+    if !namespaces!() {
+        return;
+    }
+    let lab = Lab::up(THREE_TIER);
+    // A shell that tells itself apart; then none that is there.
+    let shell = lab.dir.path().join("shell");
+    let script = "#!/bin/sh\necho mine on $(cat /proc/sys/kernel/hostname)\n";
+    std::fs::write(&shell, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&shell, mode).unwrap();
+    let said = succeed(lab.sgwall("exec").arg("web-1").env("SHELL", &shell));
+    assert_eq!(said, "mine on web-1\n");
+    let input = lab.dir.path().join("input");
+    std::fs::write(&input, "echo $SGWALL_ENTITY\n").unwrap();
+    let said = succeed(
+        lab.sgwall("exec")
+            .arg("web-1")
+            .env("SHELL", "/no/such/shell")
+            .stdin(std::fs::File::open(&input).unwrap()),
+    );
+    assert_eq!(said, "web-1\n");
+    lab.down();
+}
+
+/// As bash asks for them, with the script that it is given.
+#[test]
+fn completions_know_labs_and_entities() {
+    if !namespaces!() {
+        return;
+    }
+    let lab = Lab::up(THREE_TIER);
+    let bin = lab.dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(program(), bin.join("sgwall")).unwrap();
+    let script = "PATH=$0:$PATH; source <(sgwall completions bash); COMP_WORDS=(sgwall \"$@\"); \
+                  COMP_CWORD=$#; _clap_complete_sgwall sgwall \"${!#}\" x; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let config = lab.config.to_str().unwrap();
+    for (typed, expected) in [
+        (&["exec", "we"][..], "web-1\nweb-2\n"),
+        (&["exec", "--lab", "no-such-lab", "we"], "\n"),
+        (
+            &["status", "--lab", &lab.name[..lab.name.len() - 1]],
+            &format!("{}\n", lab.name),
+        ),
+        (&["explain", config, "--from", "c"], "client\n"),
+        (
+            &["explain", config, "--from", "client", "--to", "d"],
+            "db\n",
+        ),
+    ] {
+        let mut bash = Command::new("bash");
+        bash.args(["-c", script]).arg(&bin).args(typed);
+        bash.env("SGWALL_STATE_DIR", &lab.state)
+            .env("SGWALL_LAB", &lab.name);
+        assert_eq!(succeed(&mut bash), expected, "{typed:?}");
+    }
+    lab.down();
 }
 
 #[test]
