@@ -173,8 +173,8 @@ fn load(args: &Args) -> Result<Loaded, Outcome> {
         }
         Err(found) => {
             let line = json!({ "event": "invalid", "diagnostics": found.to_json() });
-            let written = print(&format!("{line}\n"));
-            Err(written.map_or_else(|error| error.report(Format::Text), |()| Outcome::No))
+            let _ = print(&format!("{line}\n"));
+            Err(Outcome::No)
         }
     }
 }
@@ -246,7 +246,8 @@ impl Reloader<'_> {
         for (at, state) in lab.device_changes() {
             let (event, text, why) = match state {
                 DeviceState::Down => {
-                    let why = "its device is down, nothing passes; inside the entity, `ip link set dev DEVICE up` brings it back with its routes";
+                    let why = "its device is down, nothing passes; inside the entity, \
+                               `ip link set dev DEVICE up` brings it back with its routes";
                     let device = self.model.interfaces[at.ix()].device_name();
                     let why = why.replace("DEVICE", &device);
                     (
@@ -265,8 +266,8 @@ impl Reloader<'_> {
                     ("down", format!("is up again, but {why}"), Some(why))
                 }
             };
+            appliance.set_impaired(&self.model.interfaces[at.ix()].id, why.clone());
             say(event, at, &text, why.as_ref());
-            appliance.set_impaired(&self.model.interfaces[at.ix()].id, why);
         }
         for (at, _) in self.model.interfaces() {
             let broken = appliance.engine().is_broken(at);

@@ -78,7 +78,7 @@ impl Hangup {
         let ignored = status
             .lines()
             .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
-            .is_some_and(|signals| signals & 1 << (SIGHUP - 1) != 0);
+            .is_some_and(|signals| signals & (1 << (SIGHUP - 1)) != 0);
         match (ignored, has_terminal()) {
             (true, _) => Self::Ignored,
             (false, true) => Self::EndsWithTerminal,
@@ -87,7 +87,7 @@ impl Hangup {
     }
 
     fn ends(self) -> bool {
-        self == Self::Ends || self == Self::EndsWithTerminal && !has_terminal()
+        self == Self::Ends || (self == Self::EndsWithTerminal && !has_terminal())
     }
 }
 

@@ -56,8 +56,8 @@ struct Watched {
     /// How it was when it was last read, and at the last look.
     read: Option<Stamp>,
     seen: Option<Stamp>,
-    /// Whether it has been written in place since it was read or put in its place.
-    rewritten: bool,
+    /// Whether it was put in the place of that read, and not written to since.
+    replaced: bool,
 }
 
 /// A file that is mounted by itself.
@@ -91,7 +91,7 @@ impl Watch {
                 path,
                 seen: read.clone(),
                 read,
-                rewritten: false,
+                replaced: false,
             }
         });
         Self {
@@ -155,8 +155,11 @@ impl Watch {
         for file in &mut self.files {
             let seen = Stamp::of(&file.path);
             if seen != file.seen {
-                let file_of = |stamp: &Option<Stamp>| stamp.as_ref().map(Stamp::file);
-                file.rewritten = file_of(&seen) == file_of(&file.seen);
+                let identity = |stamp: &Option<Stamp>| {
+                    let stamp = stamp.as_ref()?;
+                    Some((stamp.device, stamp.inode))
+                };
+                file.replaced = identity(&seen) != identity(&file.seen);
                 file.seen = seen;
                 self.restless = now;
             }
@@ -199,6 +202,7 @@ impl Watch {
         }
         for file in &mut self.files {
             file.read = file.seen.clone();
+            file.replaced = false;
         }
         self.asked = false;
         self.waiting = None;
@@ -255,11 +259,11 @@ impl Watch {
 
 /// Tells what keeps a changed file from being read, or takes note that nothing does.
 pub(super) fn tell_obstacle(why: Option<String>, teller: &Teller, appliance: &Appliance) {
-    if let Some(why) = &why {
+    appliance.set_unread(why.clone());
+    if let Some(why) = why {
         let text = format!("{why}\nthe rules in force stay");
         teller.say("unread", &text, json!({ "why": why }));
     }
-    appliance.set_unread(why);
 }
 
 impl Watched {
@@ -284,12 +288,10 @@ impl Watched {
         if writers == Writers::Some {
             return Some("a program has it open for writing; end that, or save by renaming");
         }
-        let replaced =
-            !self.rewritten && (self.read.as_ref()).is_none_or(|read| read.file() != seen.file());
         // Renaming changes the inode after its contents. That is the sign where the kernel
         // doesn't tell of writers.
         let whole = writers == Writers::None || seen.changed != seen.modified;
-        if asked || (replaced && whole && seen.size > 0) {
+        if asked || (self.replaced && whole && seen.size > 0) {
             return None;
         }
         if !self.ends_with_newline() {
@@ -374,11 +376,6 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// Which file it is.
-    fn file(&self) -> (u64, u64) {
-        (self.device, self.inode)
-    }
-
     fn of(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
         let time = |seconds: i64, nanoseconds: i64| {
@@ -498,10 +495,10 @@ mod tests {
         fs::write(&trial.file, "three\n").unwrap();
         trial.looks();
         for n in 0..40 {
-            fs::write(&trial.file, format!("{n}\n")).unwrap();
+            fs::write(&trial.file, format!("{}\n", "x".repeat(n))).unwrap();
             assert!(!trial.reads(), "it never rests");
         }
-        fs::write(&trial.file, "the last, and longer\n").unwrap();
+        fs::write(&trial.file, "the last\n").unwrap();
         let why = trial.obstacle(OVERDUE).unwrap();
         assert!(why.contains("again and again"), "{why}");
     }

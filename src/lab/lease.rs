@@ -37,11 +37,11 @@ pub fn writers(path: &Path) -> Writers {
     let fd = file.as_raw_fd();
     // Who opens the file for writing meanwhile has this process signalled. By default with
     // SIGIO, which would end it; SIGURG is ignored.
-    let asked = set(fd, F_SETSIG, libc::SIGURG)
-        .and_then(|()| set(fd, libc::F_SETLEASE, libc::F_RDLCK as c_int));
+    let asked =
+        set(fd, F_SETSIG, libc::SIGURG).and_then(|()| set(fd, libc::F_SETLEASE, libc::F_RDLCK));
     match asked {
         Ok(()) => {
-            let _ = set(fd, libc::F_SETLEASE, libc::F_UNLCK as c_int);
+            let _ = set(fd, libc::F_SETLEASE, libc::F_UNLCK);
             Writers::None
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Writers::Some,

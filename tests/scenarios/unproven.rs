@@ -163,7 +163,7 @@ fn run_ends_with_3_where_interfaces_cannot_be_proven_unless_told_otherwise() {
     }
     need("prlimit", "util-linux");
     // The proof opens two sockets for each address, and holds them together.
-    // A limit on open files between what the lab itself needs (some two for
+    // A limit on open files between what the lab itself needs (some three for
     // each entity) and what its proof needs besides (four) leaves the first
     // entities proven and the last ones not.
     const ENTITIES: usize = 60;
