@@ -478,26 +478,24 @@ fn a_question_that_makes_no_sense_says_how_to_mend_it() {
 #[test]
 fn errors_are_json_where_the_answer_would_be() {
     let lab = "configs/three-tier.yaml";
-    for (args, code, words) in [
-        (&["status", "--lab", "no-such-lab"][..], 3, "no-such-lab"),
-        (
-            &[
-                "explain",
-                lab,
-                "--from",
-                "wbe-1",
-                "--to",
-                "db",
-                "--protocol",
-                "icmp",
-            ],
-            2,
-            "did you mean 'web-1'?",
-        ),
+    let peers = [
+        "explain",
+        lab,
+        "--from",
+        "wbe-1",
+        "--to",
+        "db",
+        "--protocol",
+        "icmp",
+    ];
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["status", "--lab", "no-such-lab"], 3, "running"),
+        (&peers, 2, "did you mean 'web-1'?"),
         (&["explain", lab], 2, "--from"),
         (&["check", lab, "--no-such-option"], 2, "--no-such-option"),
-        (&["run", lab, "--name", "no/name"], 2, "no/name"),
-    ] {
+        (&["run", "-"], 2, "<stdin> is a pipe"),
+    ];
+    for (args, code, words) in cases {
         let text = sgwall(args);
         let output = sgwall(&[args, &["--format", "json"]].concat());
         assert_eq!(output.status.code(), Some(code), "{output:?}");

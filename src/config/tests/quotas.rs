@@ -33,19 +33,19 @@ fn joined(count: usize, item: impl Fn(usize) -> String) -> String {
 /// Rules with IPv4 peers.
 fn v4(count: usize) -> String {
     joined(count, |i| {
-        format!("{{ protocol: tcp, ports: {i}, from: 10.0.0.0/8 }}")
+        format!("{{ protocol: tcp, ports: {}, from: 10.0.0.0/8 }}", i + 1)
     })
 }
 
 fn v6(count: usize) -> String {
     joined(count, |i| {
-        format!("{{ protocol: tcp, ports: {i}, from: \"::/0\" }}")
+        format!("{{ protocol: tcp, ports: {}, from: \"::/0\" }}", i + 1)
     })
 }
 
 fn referring(count: usize) -> String {
     joined(count, |i| {
-        format!("{{ protocol: udp, ports: {i}, from: sg/g }}")
+        format!("{{ protocol: udp, ports: {}, from: sg/g }}", i + 1)
     })
 }
 
@@ -190,8 +190,9 @@ fn an_acl_has_20_entries_of_each_family_in_each_direction_with_the_last_one() {
     let entries = |count: usize, first: usize, cidr: &str| {
         joined(count, |i| {
             format!(
-                "{{ rule: {}, action: allow, protocol: tcp, ports: {i}, from: \"{cidr}\" }}",
-                first + i
+                "{{ rule: {}, action: allow, protocol: tcp, ports: {}, from: \"{cidr}\" }}",
+                first + i,
+                i + 1
             )
         })
     };
