@@ -173,8 +173,8 @@ fn load(args: &Args) -> Result<Loaded, Outcome> {
         }
         Err(found) => {
             let line = json!({ "event": "invalid", "diagnostics": found.to_json() });
-            let _ = print(&format!("{line}\n"));
-            Err(Outcome::No)
+            let written = print(&format!("{line}\n"));
+            Err(written.map_or_else(|error| error.report(Format::Text), |()| Outcome::No))
         }
     }
 }

@@ -92,7 +92,7 @@ pub fn a_saved_rule_counts_within_a_second_and_an_open_session_goes_on() {
     guard.save(RULES);
     guard.event("reloaded");
     guard.process.signal(Signal::SIGHUP);
-    guard.event("reloaded");
+    guard.event("unchanged");
     assert!(connect(&web, address(DB)).is_ok());
     assert!(is_ignored(&stranger, address(DB)));
 }
