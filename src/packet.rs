@@ -21,6 +21,8 @@ use std::net::IpAddr;
 use crate::model::{Direction, InterfaceIx, protocol};
 
 pub use brief::Brief;
+#[cfg(test)]
+pub(crate) use checksum::repair;
 pub use build::{build, icmp_protocol};
 pub(crate) use checksum::sum;
 pub use embedded::embedded;

@@ -241,6 +241,8 @@ fn a_packet_that_is_dropped_allocates_nothing() {
     fragment.truncate(36);
     fragment[3] = 36;
     fragment[6] = 0x20;
+    let header = etherparse::Ipv4Header::from_slice(&fragment).unwrap().0;
+    fragment[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
     let mut road = Road::new();
     for (packet, reason) in [
         (

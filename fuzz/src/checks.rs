@@ -53,6 +53,23 @@ fn ipv4_header(bytes: &[u8]) -> usize {
     usize::from(bytes[0] & 0xf) * 4
 }
 
+/// Returns `frame` with the right checksum in an IPv4 header, unless the field is zero: few
+/// random bytes would get past it otherwise.
+pub fn with_header_checksum(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if let Some(&first) = frame.first()
+        && first >> 4 == 4
+        && let Some(header) = frame.get_mut(..usize::from(first & 0xf) * 4)
+        && header.len() >= 20
+        && header[10..12] != [0, 0]
+    {
+        header[10..12].fill(0);
+        let sum = u16::try_from(sum(header, 0)).expect("folded");
+        header[10..12].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    frame
+}
+
 /// Whether every checksum of the packet is right, and there is one.
 pub fn all_right(bytes: &[u8], packet: &Packet) -> bool {
     let right = right(bytes, packet);

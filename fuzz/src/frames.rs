@@ -4,6 +4,7 @@
 use sgwall::model::InterfaceIx;
 
 use super::bytes::Bytes;
+use super::checks::with_header_checksum;
 use super::world::World;
 
 /// Most frames of one input.
@@ -35,7 +36,7 @@ pub fn frames(data: &[u8]) {
             wait => world.wait(SHORTEST << ((wait - WAIT) % WAITS)),
         }
         let length = usize::from(bytes.short());
-        world.send(from, bytes.take(length));
+        world.send(from, &with_header_checksum(bytes.take(length)));
     }
     world.end();
 }

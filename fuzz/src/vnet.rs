@@ -19,7 +19,7 @@ pub fn vnet(data: &[u8]) {
     let Ok(header) = <[u8; virtio::HEADER]>::try_from(bytes.take(virtio::HEADER)) else {
         return;
     };
-    let frame = bytes.take(usize::MAX);
+    let frame = &checks::with_header_checksum(bytes.take(usize::MAX))[..];
     let Ok(shape) = virtio::decode(header, frame) else {
         return;
     };

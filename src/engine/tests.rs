@@ -306,12 +306,16 @@ fn garbage_is_named_and_nothing_stops() {
     }
     let mut spoofed = udp(4000, 53, 0);
     spoofed[15] = 99;
+    packet::repair(&mut spoofed);
+    let mut damaged = udp(4000, 53, 0);
+    damaged[10] ^= 1;
+    bench.links[A].inject(damaged).unwrap();
     bench.links[A].inject(spoofed).unwrap();
     bench.links[A].inject(udp(4000, 53, 0)).unwrap();
     wait_until("the good packet arrives", || {
         bench.links[B].take().is_some()
     });
-    assert_eq!(drops(&bench.engine, A, DropReason::Malformed), 4);
+    assert_eq!(drops(&bench.engine, A, DropReason::Malformed), 5);
     assert_eq!(drops(&bench.engine, A, DropReason::SourceCheck), 1);
 }
 

@@ -17,6 +17,31 @@ pub(crate) fn sum(bytes: &[u8]) -> u16 {
     u16::from_be(fold(sum))
 }
 
+/// Returns true if an IPv4 header, its checksum included, sums up to all ones (RFC 1812
+/// §5.2.2): the sum is a multiple of 0xffff then, and no header is all zero. The compiler
+/// makes of the remainder one multiplication, which for the 20 bytes of most headers
+/// costs less than folding.
+#[inline(always)]
+pub(super) fn is_right(header: &[u8]) -> bool {
+    let (words, _) = header.as_chunks::<4>();
+    let sum: u64 = words
+        .iter()
+        .map(|word| u64::from(u32::from_ne_bytes(*word)))
+        .sum();
+    sum.is_multiple_of(0xffff)
+}
+
+/// Makes the header checksum of an IPv4 packet right; IPv6 packets stay as they are.
+#[cfg(test)]
+pub(crate) fn repair(packet: &mut [u8]) {
+    let header = usize::from(packet[0] & 0xf) * 4;
+    if packet[0] >> 4 == 4 && (20..=packet.len()).contains(&header) {
+        packet[10..12].fill(0);
+        let checksum = !sum(&packet[..header]);
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
 /// The sum of two sums.
 pub(crate) fn add(a: u16, b: u16) -> u16 {
     fold(u64::from(a) + u64::from(b))

@@ -430,6 +430,7 @@ mod tests {
             let mut frame = vec![0x45, 0, 0, 48, 0, 1, 0, 5, 64, protocol, 0, 0];
             frame.extend([PRIVATE, CLIENT].concat());
             frame.extend(&payload);
+            checksum::repair(&mut frame);
             let mut packet = parse(&frame).unwrap();
             rewrite_source(&mut frame, &mut packet, Shape::Whole, PUBLIC);
             assert_eq!(&frame[12..16], &PUBLIC.octets());

@@ -8,7 +8,7 @@ use etherparse::{
     TcpHeaderSlice, UdpHeaderSlice,
 };
 
-use super::{Fragment, Packet, TcpFlags, Transport};
+use super::{Fragment, Packet, TcpFlags, Transport, checksum};
 use crate::model::protocol;
 
 /// Longest chain of IPv6 extension headers that is followed. RFC 8200 §4.1
@@ -26,9 +26,9 @@ pub(super) enum Family {
 /// Why bytes are not a packet that can be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// A header is cut short, contradicts the length, or is no IP header; or the other
-    /// family's ICMP follows it.
-    #[error("not a whole IP packet with consistent headers")]
+    /// A header is cut short, contradicts the length, or is no IP header; the checksum of an
+    /// IPv4 header is wrong (RFC 1812 §5.2.2); or the other family's ICMP follows it.
+    #[error("not a whole IP packet with consistent headers and a right header checksum")]
     Malformed,
     /// A first fragment that doesn't hold the whole transport header.
     #[error("a first fragment too short to show its ports")]
@@ -39,8 +39,8 @@ pub enum ParseError {
 /// other than the first there is only the IP header to read.
 ///
 /// # Errors
-/// [`ParseError::Malformed`] unless every header is whole and every length
-/// agrees; [`ParseError::TinyFragment`] for a first fragment that lacks a part
+/// [`ParseError::Malformed`] unless every header is whole, every length agrees and the
+/// checksum of an IPv4 header is right; [`ParseError::TinyFragment`] for a first fragment that lacks a part
 /// of the headers up to and including the transport's (RFC 1858, RFC 7112).
 #[inline(always)]
 pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
@@ -54,6 +54,9 @@ pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
 #[inline(always)]
 fn parse_v4(frame: &[u8]) -> Result<Packet, ParseError> {
     let header = Ipv4HeaderSlice::from_slice(frame).map_err(|_| ParseError::Malformed)?;
+    if !checksum::is_right(header.slice()) {
+        return Err(ParseError::Malformed);
+    }
     let length = usize::from(header.total_len());
     let transport_offset = header.slice().len();
     let payload = frame

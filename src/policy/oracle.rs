@@ -185,6 +185,10 @@ impl Oracle {
         if packet.source.is_ipv4() != packet.destination.is_ipv4() {
             return Err(DropReason::Malformed);
         }
+        // A router verifies the header's checksum and discards what fails (RFC 1812 §5.2.2).
+        if packet.damaged {
+            return Err(DropReason::Malformed);
+        }
         // Nor is a part of a datagram that cannot be.
         if packet.fragment.is_some_and(|part| !part.is_possible()) {
             return Err(DropReason::Malformed);

@@ -111,6 +111,9 @@ pub fn all() -> Vec<(&'static str, Maker)> {
                 outcome.answer.iter_mut().for_each(|a| a.refused = None);
             })
         }),
+        ("damaged headers are read", |m, n| {
+            disguised(m, n, |packet| packet.damaged = false)
+        }),
         // Services.
         ("services are dropped by rules", |m, n| {
             after(m, n, services_filtered)

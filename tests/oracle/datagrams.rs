@@ -8,7 +8,7 @@ use sgwall::model::{InterfaceIx, Model};
 use crate::models::pick;
 use crate::talk::Place;
 use crate::traffic::{PacketPlan, friendly_plan, packet_plan};
-use crate::wire::{Frame, Part, cut, datagram_start};
+use crate::wire::{Frame, Part, cut, damage, datagram_start};
 
 /// Bytes after the transport header.
 const SIZES: [usize; 8] = [24, 16, 40, 100, 600, 1600, 3000, 5000];
@@ -165,8 +165,11 @@ impl Datagrams {
             }
             which => *pick(&begun.parts, which),
         };
-        let frame = Frame::read(begun.from, cut(&begun.bytes, bent(part, plan.odd)));
-        Some((frame, begun.place))
+        let mut bytes = cut(&begun.bytes, bent(part, plan.odd));
+        if plan.odd == 215 {
+            damage(&mut bytes);
+        }
+        Some((Frame::read(begun.from, bytes), begun.place))
     }
 }
 

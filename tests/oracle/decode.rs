@@ -15,8 +15,8 @@ pub fn decode(from: InterfaceIx, bytes: &[u8]) -> Result<Packet, String> {
     read(from, bytes, true)
 }
 
-/// Likewise, whatever the checksums say: data paths don't look at them. What
-/// should have a transport header and hasn't is headless.
+/// Likewise, whatever the checksums say: of an IPv4 header's the packet tells, and at the
+/// others data paths don't look. What should have a transport header and hasn't is headless.
 ///
 /// # Errors
 /// If there is no whole IP header that agrees with the length.
@@ -34,6 +34,8 @@ struct Ip {
     offset: usize,
     fragment: Option<Fragment>,
     dont_fragment: bool,
+    /// The checksum of an IPv4 header is wrong.
+    damaged: bool,
     /// The chain of headers ends before a transport header.
     cut_short: bool,
 }
@@ -65,6 +67,7 @@ fn read(from: InterfaceIx, bytes: &[u8], strict: bool) -> Result<Packet, String>
         length: bytes.len(),
         fragment: ip.fragment,
         dont_fragment: ip.dont_fragment,
+        damaged: ip.damaged,
     })
 }
 
@@ -77,7 +80,8 @@ fn ipv4(bytes: &[u8], length: usize, strict: bool) -> Result<Ip, String> {
     if be16(bytes, 2) != length || offset < 20 {
         return Err("IPv4 lengths disagree".into());
     }
-    if strict && sum(&bytes[..offset], 0) != 0xffff {
+    let damaged = sum(&bytes[..offset], 0) != 0xffff;
+    if strict && damaged {
         return Err("IPv4 header checksum is wrong".into());
     }
     let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&bytes[at..at + 4]).expect("4"));
@@ -97,6 +101,7 @@ fn ipv4(bytes: &[u8], length: usize, strict: bool) -> Result<Ip, String> {
         offset,
         fragment,
         dont_fragment: field & 0x4000 != 0,
+        damaged,
         cut_short: false,
     })
 }
@@ -116,6 +121,7 @@ fn ipv6(bytes: &[u8], length: usize) -> Result<Ip, String> {
         offset: 40,
         fragment: None,
         dont_fragment: false,
+        damaged: false,
         cut_short: false,
     };
     while matches!(ip.protocol, 0 | 43 | 44 | 60) {

@@ -155,6 +155,7 @@ impl History {
             forged: plan.is_forged(),
             ..place
         };
+        packet.damaged = false;
         let headers = header_length(packet.source.is_ipv4(), packet.payload, Extension::Absent);
         if packet.fragment.take().is_some() || packet.length < headers {
             packet.length = headers;

@@ -133,7 +133,9 @@ impl PacketPlan {
     /// The frame that is meant in `model`.
     pub fn build(&self, model: &Model) -> Frame {
         let extension = self.extension();
-        let packet = self.packet(model, extension);
+        let mut packet = self.packet(model, extension);
+        // IPv4 has no extension headers, but a checksum.
+        packet.damaged = packet.source.is_ipv4() && self.extension >= 250;
         let whole = match (packet.source.is_ipv4(), extension) {
             (true, _) => Extension::Absent,
             (false, extension) => extension,

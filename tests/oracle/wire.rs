@@ -99,6 +99,9 @@ pub fn encode(packet: &Packet, extension: Extension) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(packet.length);
     write(ip, packet, &body, &mut bytes);
     assert_eq!(bytes.len(), packet.length, "{packet}");
+    if packet.damaged {
+        damage(&mut bytes);
+    }
     bytes
 }
 
@@ -149,6 +152,13 @@ pub fn cut(bytes: &[u8], part: Part) -> Vec<u8> {
         decode::finish_v6(&mut fragment);
     }
     fragment
+}
+
+/// Makes the header checksum of an IPv4 packet wrong; IPv6 packets stay as they are.
+pub fn damage(bytes: &mut [u8]) {
+    if bytes[0] >> 4 == 4 {
+        bytes[10] ^= 0x10;
+    }
 }
 
 /// Where the datagram starts in a whole packet: what its fragments share

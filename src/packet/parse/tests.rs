@@ -41,6 +41,32 @@ fn every_cut_of_a_packet_is_malformed() {
     }
 }
 
+/// RFC 1812 §5.2.2, with options and without, of whole packets and of fragments.
+#[test]
+fn a_damaged_ipv4_header_is_malformed() {
+    let plain = udp_v4(b"payload");
+    let mut optional = plain.clone();
+    optional[0] = 0x46;
+    optional.splice(20..20, [1, 1, 1, 0]);
+    let length = u16::try_from(optional.len()).unwrap();
+    optional[2..4].copy_from_slice(&length.to_be_bytes());
+    checksum::repair(&mut optional);
+    for frame in [plain, optional, part_v4(MORE, protocol::UDP, &udp(8, b""))] {
+        assert!(parse(&frame).is_ok());
+        let header = usize::from(frame[0] & 0xf) * 4;
+        for bit in 0..header * 8 {
+            let mut damaged = frame.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(parse(&damaged), Err(ParseError::Malformed), "bit {bit}");
+        }
+        // Neither what the header carries nor what follows the packet is looked at.
+        let mut other = frame.clone();
+        *other.last_mut().unwrap() ^= 1;
+        other.push(0xff);
+        assert!(parse(&other).is_ok());
+    }
+}
+
 #[test]
 fn lengths_that_contradict_each_other_are_malformed() {
     let mut frame = udp_v4(b"hello");
@@ -109,6 +135,7 @@ fn part_v4(flags_and_offset: u16, protocol: u8, payload: &[u8]) -> Vec<u8> {
     bytes.extend(flags_and_offset.to_be_bytes());
     bytes.extend([64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
     bytes.extend(payload);
+    checksum::repair(&mut bytes);
     bytes
 }
 
@@ -417,6 +444,7 @@ proptest::proptest! {
             } else {
                 bytes[2..4].copy_from_slice(&total.to_be_bytes());
                 bytes[9] = next;
+                checksum::repair(&mut bytes);
             }
         }
         if let Ok(packet) = parse(&bytes) {

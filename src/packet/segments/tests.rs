@@ -224,8 +224,8 @@ fn identifications_count_up_beyond_the_last() {
 fn what_was_corrupt_before_stays_so() {
     for at in [IPV4_CHECKSUM, 26] {
         let mut frame = unsummed(false, UDP, 30);
-        frame[at] ^= 0x10;
         let shape = Shape::segments(&frame, 10, false).unwrap();
+        frame[at] ^= 0x10;
         let mut scratch = [0; 100];
         segment(&frame, shape, &mut scratch, |packet| {
             let header = checksum::sum(&packet[..20]);
@@ -235,6 +235,14 @@ fn what_was_corrupt_before_stays_so() {
         })
         .unwrap();
     }
+}
+
+#[test]
+fn a_super_packet_with_a_damaged_header_has_no_shape() {
+    let mut frame = unsummed(false, UDP, 30);
+    frame[IPV4_CHECKSUM] ^= 0x10;
+    assert_eq!(Shape::segments(&frame, 10, false), None);
+    assert_eq!(Shape::partial(&frame), None);
 }
 
 #[test]

@@ -117,6 +117,7 @@ fn errors_and_later_fragments_are_not_answered() {
     }
     let mut later = packet(1600, false);
     later[7] = 1; // offset 8
+    crate::packet::repair(&mut later);
     unanswered(&later);
 
     let ping = Transport::IcmpQuery {
@@ -128,6 +129,7 @@ fn errors_and_later_fragments_are_not_answered() {
     answer(&build(a, b, 0, ping, &[0; 1600]).unwrap(), 1500);
     let mut first = packet(1604, false);
     first[6] = 0x60; // not to be split, more to come
+    crate::packet::repair(&mut first);
     answer(&first, 1500);
 }
 

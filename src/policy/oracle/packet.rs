@@ -22,6 +22,8 @@ pub struct Packet {
     pub fragment: Option<Fragment>,
     /// IPv4's DF. IPv6 has no such bit: no router splits its packets.
     pub dont_fragment: bool,
+    /// True if the checksum of its IPv4 header is wrong. IPv6 has none.
+    pub damaged: bool,
 }
 
 impl Packet {
@@ -41,6 +43,7 @@ impl Packet {
             length,
             fragment: None,
             dont_fragment: false,
+            damaged: false,
         }
     }
 
@@ -235,6 +238,9 @@ impl fmt::Display for Packet {
         )?;
         if self.dont_fragment {
             f.write_str(", DF")?;
+        }
+        if self.damaged {
+            f.write_str(", wrong header checksum")?;
         }
         match self.fragment {
             Some(Fragment {

@@ -58,6 +58,7 @@ impl Oracle {
             length: longest.min(headers + packet.length),
             fragment: None,
             dont_fragment: false,
+            damaged: false,
         };
         Some(Answer {
             message,
