@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::conntrack::{FlowTable, Millis};
 use crate::model::{Direction, InterfaceIx, RuleId, Via};
-use crate::packet::{self, Brief, Fragment, Packet, ParseError, Shape, Transport};
+use crate::packet::{self, Brief, Fragment, Original, Packet, ParseError, Shape, Transport};
 use crate::policy::{DropReason, Guard, Owner, Policy, PolicyInterface, Service};
 use fragments::{DatagramKey, Fragments, Later};
 use station::Station;
@@ -32,7 +32,7 @@ pub use explain::{
 #[derive(Debug)]
 pub struct Datapath {
     flows: FlowTable,
-    fragments: Fragments<Result<Way, Dropped>>,
+    fragments: Fragments<Way, Dropped>,
 }
 
 /// What a sweep removed.
@@ -56,6 +56,8 @@ pub struct Verdict {
     pub ingress: Option<Admission>,
     /// What the VPC's router tells the sender of a packet that is too big.
     pub answer: Option<Answer>,
+    /// The packet as it came in, for whoever tells of its drop.
+    pub original: Original,
     /// Whether fragments that waited for this one follow it:
     /// [`Datapath::next_released`] gives them.
     pub released: bool,
@@ -182,10 +184,11 @@ impl Datapath {
     /// after a verdict that says `released`, until there are no more.
     pub fn next_released(&self, from: InterfaceIx) -> Option<(Vec<u8>, Verdict)> {
         let (mut frame, fate) = self.fragments.next_released(from)?;
-        let followed = packet::parse(&frame)
-            .map_err(|_| (DropReason::Malformed, from))
-            .and_then(|mut packet| follow(fate, &mut frame, &mut packet));
-        Some((frame, Verdict::of(followed)))
+        let mut verdict = Verdict::of(Err((DropReason::Malformed, from)));
+        if let Ok(mut packet) = packet::parse(&frame) {
+            verdict.fate = fate_of(follow(fate, &mut frame, &mut packet, &mut verdict.original));
+        }
+        Some((frame, verdict))
     }
 
     /// Judges the packet at the start of `frame`, which came from the
@@ -306,8 +309,11 @@ impl Datapath {
             if part.offset > 0 {
                 return self.follow_first(key, part, frame, packet, now, verdict);
             }
-            self.fragments
-                .admit_first(key, part, now)
+            let payload = packet.length.saturating_sub(part.length.into());
+            let payload = &frame[payload..packet.length];
+            let first = self
+                .fragments
+                .admit_first(key, part, payload, now)
                 .map_err(|refused| {
                     verdict.lost = refused.lost;
                     (refused.reason, from)
@@ -315,7 +321,7 @@ impl Datapath {
             let way = self.pass(
                 policy, from, sender, admitted, frame, packet, shape, now, recorder, verdict,
             );
-            verdict.released = self.fragments.decide(key, way);
+            verdict.released = self.fragments.decide(key, first, way, now);
             return way.map(|way| way.fate(packet.length, shape));
         }
         let way = self.pass(
@@ -344,7 +350,7 @@ impl Datapath {
             .fragments
             .later(key, part, &frame[..packet.length], now)
         {
-            Later::Follow(fate) => follow(fate, frame, packet),
+            Later::Follow(fate) => follow(fate, frame, packet, &mut verdict.original),
             Later::Hold => Ok(Fate::Hold { at: from }),
             Later::Drop(refused) => {
                 verdict.lost = refused.lost;
@@ -462,11 +468,15 @@ impl Datapath {
                 mtu: way.mtu,
             });
             verdict.answer = self.answer(policy, from, sender, frame, packet, shape, way.mtu, now);
+            if verdict.answer.is_some() {
+                verdict.original = Original::Quoted;
+            }
             return Err((DropReason::TooBig, to));
         }
 
         let left_by = (to == from).then(|| packet.flow_key(from, Direction::Egress));
         // The receiver's side sees the addresses as the gateway leaves them.
+        verdict.original = way.original(frame);
         way.translate(frame, packet, shape);
         let at = Station {
             policy,
@@ -547,6 +557,7 @@ impl Verdict {
             egress: None,
             ingress: None,
             answer: None,
+            original: Original::Unchanged,
             released: false,
             lost: 0,
         }
@@ -563,11 +574,13 @@ fn follow(
     first: Result<Way, Dropped>,
     frame: &mut [u8],
     packet: &mut Packet,
+    original: &mut Original,
 ) -> Result<Fate, Dropped> {
     let way = first?;
     if packet.length > usize::from(way.mtu) && packet.dont_fragment {
         return Err((DropReason::TooBig, way.to));
     }
+    *original = way.original(frame);
     way.translate(frame, packet, Shape::Whole);
     Ok(way.fate(packet.length, Shape::Whole))
 }
@@ -577,6 +590,16 @@ impl Way {
     #[inline]
     fn is_plain(&self) -> bool {
         self.new_source.is_none() && self.new_destination.is_none()
+    }
+
+    /// The packet in `frame`, before it is translated.
+    #[inline]
+    fn original(&self, frame: &[u8]) -> Original {
+        if self.is_plain() {
+            Original::Unchanged
+        } else {
+            Original::of_translated(frame)
+        }
     }
 
     /// Gives the packet in `frame` the addresses that the gateway gives it.

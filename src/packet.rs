@@ -10,6 +10,7 @@ mod field;
 mod join;
 mod key;
 mod nat;
+mod original;
 mod parse;
 mod segments;
 mod shape;
@@ -21,14 +22,15 @@ use std::net::IpAddr;
 use crate::model::{Direction, InterfaceIx, protocol};
 
 pub use brief::Brief;
+pub use build::{build, icmp_protocol};
 #[cfg(test)]
 pub(crate) use checksum::repair;
-pub use build::{build, icmp_protocol};
 pub(crate) use checksum::sum;
 pub use embedded::embedded;
 pub use join::{Head, Run};
 pub use key::FlowKey;
 pub use nat::{rewrite_destination, rewrite_source};
+pub use original::Original;
 pub use parse::{ParseError, parse};
 pub use segments::{NotSegmented, first_segment, segment};
 pub use shape::{Segments, Shape, Summed, Unsummed};

@@ -22,7 +22,7 @@ use sgwall::engine::{Engine, Options};
 use sgwall::link::{Envelope, Link, MemoryLink, Offloads, Readiness, Received};
 use sgwall::model::{InterfaceIx, Model};
 use sgwall::observe::drops::{DropLog, Sampler};
-use sgwall::packet::{self, Shape, Transport};
+use sgwall::packet::{self, Original, Shape, Transport};
 use sgwall::policy::{DropReason, Policy};
 
 use self::world::{A_V4, A_V6, B_PUBLIC, B_V4, B_V6, CLIENT_V4};
@@ -285,7 +285,14 @@ fn a_sample_of_a_dropped_packet_allocates_nothing_nor_does_one_too_many() {
         for second in 0..100 {
             sampler.at_time(Millis(second * 1000));
             for reason in DropReason::ALL {
-                sampler.dropped(reason, Some(a), b, &packet, Shape::Whole);
+                sampler.dropped(
+                    reason,
+                    Some(a),
+                    b,
+                    &packet,
+                    Shape::Whole,
+                    Original::Unchanged,
+                );
             }
         }
     });

@@ -135,6 +135,7 @@ fn random_cases_reach_every_decision() {
             "dropped malformed",
             "dropped tiny_fragment",
             "dropped overlapping_fragment",
+            "dropped duplicate_fragment",
             "dropped source_check",
             "dropped not_unicast",
             "dropped no_service",

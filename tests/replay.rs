@@ -265,12 +265,14 @@ fn a_fragment_waits_for_its_first_and_follows_it() {
     let [first, later] = fragments(7);
     let [_, orphan] = fragments(8);
     let [_, twice] = fragments(9);
+    let other = format!("{}1", &twice[..twice.len() - 1]);
     let list = [
         format!("0 a {later} = held"),
         format!("1 a {first} = delivered to two/eth0 (out by rule, in by rule)"),
         format!("2 a {orphan} = held"),
         format!("3 a {twice} = held"),
-        format!("4 a {twice} = dropped overlapping_fragment at a"),
+        format!("3 a {twice} = dropped duplicate_fragment at a"),
+        format!("4 a {other} = dropped overlapping_fragment at a"),
         format!("40 a {} = delivered to b", tcp(A, 4000, B, 443, SYN)),
     ];
     let packets = room.write("packets.txt", &list.join("\n"));
@@ -299,17 +301,17 @@ fn a_fragment_waits_for_its_first_and_follows_it() {
         "follows: udp 10.0.1.10 > 10.0.1.30, fragment 16-32 of 7, 36 bytes  delivered to two/eth0";
     assert!(lines[2].trim_start().starts_with(follows), "{text}");
     assert!(
-        lines[6]
+        lines[7]
             .trim_start()
             .starts_with("with it: dropped overlapping_fragment, 1 fragment"),
         "{text}"
     );
     assert!(
-        lines[8].ends_with("before: dropped orphan_fragment at a, 1 fragment"),
+        lines[9].ends_with("before: dropped orphan_fragment at a, 1 fragment"),
         "{text}"
     );
     assert!(
-        lines[9].contains("6 packets: 2 delivered, 1 dropped, 3 held; all 6"),
+        lines[10].contains("7 packets: 2 delivered, 2 dropped, 3 held; all 7"),
         "{text}"
     );
 
@@ -327,8 +329,8 @@ fn a_fragment_waits_for_its_first_and_follows_it() {
     assert_eq!(events[1]["besides"][0]["what"], "released");
     assert_eq!(events[1]["besides"][0]["verdict"], "delivered");
     assert_eq!(events[1]["besides"][0]["to"], "two/eth0");
-    assert_eq!(events[4]["besides"][0]["what"], "lost");
-    assert_eq!(events[5]["besides"][0]["what"], "orphaned");
+    assert_eq!(events[5]["besides"][0]["what"], "lost");
+    assert_eq!(events[6]["besides"][0]["what"], "orphaned");
 }
 
 #[test]
@@ -355,6 +357,8 @@ fn what_is_too_big_shows_what_its_sender_hears() {
     let whole = as_hex(&long);
     // Without DF it goes on in fragments.
     long[6] = 0;
+    let header = etherparse::Ipv4Header::from_slice(&long).unwrap().0;
+    long[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
     let list = [
         format!("0 a {whole} = dropped too_big at b"),
         format!("1 a {} = delivered to b", as_hex(&long)),

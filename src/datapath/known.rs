@@ -89,12 +89,14 @@ impl Datapath {
         if !sent.take_note(&segment, Direction::Egress, &sender.tracking, now) {
             return None;
         }
+        let original = way.original(frame);
         if !way.is_plain() {
             brief.translate(frame, shape, way.new_source, way.new_destination);
         }
         Some(Verdict {
             egress,
             ingress,
+            original,
             ..Verdict::of(Ok(way.fate(length, shape)))
         })
     }

@@ -131,3 +131,131 @@ fn strays_that_nobody_answers_make_room_within_a_minute() {
     assert_eq!(road.datapath.flows().len(), 50, "the sender's own state");
     assert_eq!(road.datapath.flows().sweep(Millis(60_000)), 50);
 }
+
+/// The packets of 1,500 bytes in which a datagram of 4,000 bytes leaves `from`.
+fn fragments(source: u8, id: u16) -> Vec<Vec<u8>> {
+    let (source, destination) = (
+        IpAddr::from([10, 0, 0, source]),
+        IpAddr::from([10, 0, 0, 11]),
+    );
+    let mut whole = build(source, destination, protocol::UDP, udp(54), &[0; 4000]).unwrap();
+    whole[4..6].copy_from_slice(&id.to_be_bytes());
+    whole[6..8].fill(0);
+    packet::repair(&mut whole);
+    let mut fragments = Vec::new();
+    packet::split(&whole, 1500, &mut [0; 1500], |part| {
+        fragments.push(part.to_vec());
+    })
+    .unwrap();
+    fragments
+}
+
+impl Road {
+    fn send_frame(&self, from: usize, frame: &mut [u8], now: Millis) -> Verdict {
+        let (policy, from) = (&self.policy, InterfaceIx::new(from));
+        self.datapath
+            .judge(policy, from, frame, Shape::Whole, now, &mut Silent)
+    }
+}
+
+/// 64 Mbit/s in fragments, of which every hundredth gets lost before it is here.
+#[test]
+fn lost_fragments_cost_no_others() {
+    let road = road();
+    let mut sent = 0;
+    for nth in 0..20_000_u64 {
+        let now = Millis(nth / 2);
+        let mut first_came = false;
+        for (at, mut frame) in fragments(10, u16::try_from(nth % 60_000).unwrap())
+            .into_iter()
+            .enumerate()
+        {
+            sent += 1;
+            if sent % 100 == 0 {
+                continue;
+            }
+            first_came |= at == 0;
+            let fate = road.send_frame(A, &mut frame, now).fate;
+            let passed = matches!(fate, Fate::Forward { .. });
+            assert_eq!(passed, first_came, "{nth}: {fate:?}");
+        }
+    }
+}
+
+#[test]
+fn a_source_that_no_rule_admits_takes_no_room_from_others() {
+    let road = road();
+    for id in 0..5_000 {
+        let mut frames = fragments(77, id);
+        let fate = road.send_frame(NAT, &mut frames[0], Millis(0)).fate;
+        assert_eq!(fate, refused_at(B));
+        road.send_frame(NAT, &mut frames[2], Millis(0));
+    }
+    for (at, mut frame) in fragments(10, 1).into_iter().enumerate() {
+        let fate = road.send_frame(NAT, &mut frame, Millis(0)).fate;
+        assert!(matches!(fate, Fate::Forward { .. }), "{at}: {fate:?}");
+    }
+}
+
+const PUBLIC: &str = "
+vpc: { cidr: [10.0.0.0/16] }
+subnets: { s: { cidr: [10.0.0.0/24] } }
+security_groups:
+  open:
+    egress: [ { protocol: '-1', to: 0.0.0.0/0 } ]
+    ingress: [ { protocol: udp, ports: 53, from: 0.0.0.0/0 } ]
+entities:
+  a: { kind: ec2, subnet: s, addresses: [10.0.0.10], public_addresses: [203.0.113.10], security_groups: [open] }
+  b: { kind: ec2, subnet: s, addresses: [10.0.0.11], public_addresses: [203.0.113.11], security_groups: [open] }
+  host: { kind: external, via: igw, addresses: [198.51.100.7] }
+";
+
+/// Whatever became of the frame, what is told of a drop is what its sender sent.
+#[test]
+fn a_verdict_knows_the_packet_as_it_came_in() {
+    let model = load_str("lab.yaml", PUBLIC).unwrap().model;
+    let road = Road {
+        policy: Policy::compile(&model, None),
+        datapath: Datapath::new(100),
+    };
+    let addresses = ([10, 0, 0, 10], [203, 0, 113, 11], [198, 51, 100, 7]);
+    let (a, b, host) = (
+        IpAddr::from(addresses.0),
+        IpAddr::from(addresses.1),
+        IpAddr::from(addresses.2),
+    );
+    let icmp = Transport::Icmp { kind: 40, code: 0 };
+    let question = question(8, 0);
+    for (from, source, destination, what, size) in [
+        // Refused behind the gateway, from either side of it.
+        (0, a, b, udp(54), 0),
+        (2, host, b, udp(54), 0),
+        // Accepted, by the slow path and by the fast one: a link may still refuse it.
+        (0, a, b, udp(53), 0),
+        (0, a, b, udp(53), 0),
+        (2, host, b, udp(53), 0),
+        // Too big, whether the answer reaches its sender or not.
+        (2, host, b, udp(53), 1600),
+        (0, a, b, udp(53), 1600),
+        (0, a, b, question, 1600),
+        (0, a, b, icmp, 1600),
+    ] {
+        let payload = vec![0; size];
+        let number = match what {
+            Transport::Udp { .. } => protocol::UDP,
+            _ => protocol::ICMP,
+        };
+        let mut frame = build(source, destination, number, what, &payload).unwrap();
+        frame[6] |= 0x40;
+        packet::repair(&mut frame);
+        let sent = packet::parse(&frame).unwrap();
+        let verdict = road.send_frame(from, &mut frame, Millis(0));
+        let told = verdict.original.read(&frame).unwrap();
+        assert_eq!(
+            (told.source, told.destination, told.protocol, told.transport),
+            (sent.source, sent.destination, sent.protocol, sent.transport),
+            "{verdict:?}"
+        );
+        assert_ne!(verdict.original, Original::Unchanged);
+    }
+}

@@ -10,7 +10,7 @@ use crate::link::{Coalescer, Ends, Envelope, FRAME, Link, Offloads};
 use crate::model::InterfaceIx;
 use crate::observe::drops::Sampler;
 use crate::observe::{Tally, Wire};
-use crate::packet::{self, Shape};
+use crate::packet::{self, Original, Shape};
 use crate::policy::DropReason;
 
 /// A worker's hand at writing.
@@ -73,11 +73,12 @@ impl<'a> Delivery<'a> {
             from: Some(from),
             to,
             envelope,
+            original: verdict.original,
         };
         match verdict.fate {
             Fate::Drop { reason, at } => {
                 let ledger = &self.output.ledger;
-                ledger.dropped(reason, Some(from), at, frame, shape);
+                ledger.dropped(reason, Some(from), at, frame, shape, verdict.original);
             }
             Fate::Hold { .. } => {}
             Fate::Forward {
@@ -103,6 +104,7 @@ impl<'a> Delivery<'a> {
                     from: None,
                     to: from,
                     envelope: envelope.back(),
+                    original: Original::Unchanged,
                 };
                 self.add(ends, &frame[..length], Shape::Whole);
             }
@@ -122,7 +124,7 @@ impl<'a> Delivery<'a> {
     /// A frame that was no packet, and why.
     pub(super) fn unreadable(&self, from: InterfaceIx, reason: DropReason, frame: &[u8]) {
         let (ledger, whole) = (&self.output.ledger, Shape::Whole);
-        ledger.dropped(reason, Some(from), from, frame, whole);
+        ledger.dropped(reason, Some(from), from, frame, whole, Original::Unchanged);
     }
 
     /// Sends what has waited for others to join it.
@@ -160,10 +162,12 @@ impl Ledger<'_> {
         at: InterfaceIx,
         frame: &[u8],
         shape: Shape,
+        original: Original,
     ) {
         let packets = Wire::of(shape, frame.len()).packets;
         self.tally.dropped(reason, at, packets);
-        self.sampler.dropped(reason, from, at, frame, shape);
+        self.sampler
+            .dropped(reason, from, at, frame, shape, original);
     }
 
     /// Packets were dropped at `at` of which no frame is at hand.
@@ -174,7 +178,10 @@ impl Ledger<'_> {
     }
 
     fn link_failed(&self, ends: Ends, frame: &[u8], shape: Shape) {
-        self.dropped(DropReason::LinkFailed, ends.from, ends.to, frame, shape);
+        let Ends {
+            from, to, original, ..
+        } = ends;
+        self.dropped(DropReason::LinkFailed, from, to, frame, shape, original);
     }
 }
 
@@ -194,7 +201,7 @@ impl Output<'_> {
                 Err(_) => return ledger.link_failed(ends, frame, shape),
             }
         }
-        let send = |packet: &[u8]| write(&**receiver, ledger, ends, packet);
+        let send = |packet: &[u8]| write(&**receiver, ledger, ends, packet, packet);
         if packet::segment(frame, shape, &mut self.segment, send).is_err() {
             ledger.link_failed(ends, frame, shape);
         }
@@ -204,7 +211,9 @@ impl Output<'_> {
     #[cold]
     fn fragment(&mut self, ends: Ends, frame: &[u8], shape: Shape, mtu: u16) {
         let ledger = &self.ledger;
-        let Ends { from, to, .. } = ends;
+        let Ends {
+            from, to, original, ..
+        } = ends;
         let Some(receiver) = self.shared.links.get(to.ix()) else {
             return ledger.link_failed(ends, frame, shape);
         };
@@ -212,7 +221,7 @@ impl Output<'_> {
         let split = |packet: &[u8]| {
             // One packet left the sender, however many arrive.
             let ends = Ends { from: None, ..ends };
-            let send = |fragment: &[u8]| write(&**receiver, ledger, ends, fragment);
+            let send = |fragment: &[u8]| write(&**receiver, ledger, ends, fragment, packet);
             match packet::split(packet, mtu, scratch, send) {
                 Ok(()) => {
                     if let Some(from) = from {
@@ -220,7 +229,10 @@ impl Output<'_> {
                         ledger.tally.sent(from, wire);
                     }
                 }
-                Err(_) => ledger.dropped(DropReason::TooBig, from, to, packet, Shape::Whole),
+                Err(_) => {
+                    let (reason, whole) = (DropReason::TooBig, Shape::Whole);
+                    ledger.dropped(reason, from, to, packet, whole, original);
+                }
             }
         };
         if packet::segment(frame, shape, &mut self.segment, split).is_err() {
@@ -229,10 +241,11 @@ impl Output<'_> {
     }
 }
 
-/// Writes one packet of the wire to a link and counts it.
-fn write(receiver: &dyn Link, ledger: &Ledger<'_>, ends: Ends, packet: &[u8]) {
+/// Writes one packet of the wire to a link and counts it. It is `whole`, or a fragment of
+/// that.
+fn write(receiver: &dyn Link, ledger: &Ledger<'_>, ends: Ends, packet: &[u8], whole: &[u8]) {
     match receiver.send(ends.envelope, packet, Shape::Whole) {
         Ok(()) => ledger.delivered(ends, Wire::of(Shape::Whole, packet.len())),
-        Err(_) => ledger.link_failed(ends, packet, Shape::Whole),
+        Err(_) => ledger.link_failed(ends, whole, Shape::Whole),
     }
 }

@@ -399,7 +399,7 @@ fn start_with(offloads: Offloads, mtu: u16) -> Bench {
             workers: 1,
             max_flows: 1000,
             busy_poll: false,
-            ..Options::default()
+            log_drops: true,
         },
     )
     .unwrap();
@@ -463,6 +463,13 @@ fn segments_that_are_too_big_are_answered_once_or_fragmented_each() {
     wait_until("the answer is dropped", || {
         drops(&bench.engine, A, DropReason::NoIngressRule) == 1
     });
+    // What is told of the drop is the packet that came in, though the answer is in its place.
+    let told = bench.engine.drop_log().unwrap().take();
+    let told = told.iter().find(|it| it.reason == DropReason::TooBig);
+    let sample = told.unwrap().sample.unwrap();
+    let packet = sample.packet.unwrap();
+    assert_eq!((packet.protocol, sample.packets), (protocol::UDP, 40));
+    assert_eq!(packet.source, IpAddr::from([10, 0, 0, 10]));
 
     let (frame, shape) = super_packet(40, 1472, true);
     bench.links[A].inject_shaped(frame.clone(), shape).unwrap();

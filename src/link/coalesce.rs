@@ -6,7 +6,7 @@
 
 use super::{Envelope, Offloads};
 use crate::model::InterfaceIx;
-use crate::packet::{Head, Run, Shape};
+use crate::packet::{Head, Original, Run, Shape};
 
 /// Flows whose packets are joined at a time: a sender's bursts are of one flow or a
 /// few.
@@ -21,6 +21,17 @@ pub struct Ends {
     pub to: InterfaceIx,
     /// Between which stations, on links that have such.
     pub envelope: Envelope,
+    /// The packet as it came in, of which the frame is left. All of one flow differ from
+    /// theirs in the same way.
+    pub original: Original,
+}
+
+impl Ends {
+    /// Returns true if frames go the same way.
+    #[inline]
+    fn are_those_of(&self, other: &Self) -> bool {
+        (self.from, self.to, self.envelope) == (other.from, other.to, other.envelope)
+    }
 }
 
 /// Runs that wait for more.
@@ -79,8 +90,10 @@ impl Coalescer {
         };
         let joins = offloads.join(head.protocol());
         if self.waiting > 0 {
-            let same =
-                |run: &&mut Waiting| run.ends == Some(ends) && run.run.is_of_flow(frame, head);
+            let same = |run: &&mut Waiting| {
+                run.ends.is_some_and(|its| its.are_those_of(&ends))
+                    && run.run.is_of_flow(frame, head)
+            };
             if let Some(waiting) = self.runs.iter_mut().find(same) {
                 let joined = joins && waiting.run.join(frame, shape, head);
                 if !joined || waiting.run.has_ended() {

@@ -10,7 +10,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::conntrack::Millis;
 use crate::model::{Direction, InterfaceIx};
-use crate::packet::{self, Packet, Shape};
+use crate::packet::{Original, Packet, Shape};
 use crate::policy::DropReason;
 
 mod report;
@@ -50,8 +50,7 @@ pub struct Sample {
     pub when: Millis,
     /// How many packets of the wire it stands for.
     pub packets: u64,
-    /// Its headers, unless they can't be read. Where the internet gateway translates,
-    /// addresses may be those after it.
+    /// Its headers as its sender sent them, unless they can't be read.
     pub packet: Option<Packet>,
 }
 
@@ -158,7 +157,7 @@ impl<'a> Sampler<'a> {
         self.now.set(now);
     }
 
-    /// A frame from `from` was dropped at `at`.
+    /// A packet from `from` was dropped at `at`, of which `frame` is left.
     #[inline]
     pub fn dropped(
         &self,
@@ -167,9 +166,10 @@ impl<'a> Sampler<'a> {
         at: InterfaceIx,
         frame: &[u8],
         shape: Shape,
+        original: Original,
     ) {
         if let Some(log) = self.log {
-            self.log(log, reason, from, at, frame, shape);
+            self.log(log, reason, from, at, frame, shape, original);
         }
     }
 
@@ -181,6 +181,7 @@ impl<'a> Sampler<'a> {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what is known of the drop")]
     #[cold]
     fn log(
         &self,
@@ -190,6 +191,7 @@ impl<'a> Sampler<'a> {
         at: InterfaceIx,
         frame: &[u8],
         shape: Shape,
+        original: Original,
     ) {
         let when = self.now.get();
         let packets = shape.packets(frame.len()) as u64;
@@ -204,7 +206,7 @@ impl<'a> Sampler<'a> {
                 direction: direction(reason, from, at),
                 when,
                 packets,
-                packet: packet::parse(frame).ok(),
+                packet: original.read(frame),
             };
             log.samples.push(sample).is_ok()
         };

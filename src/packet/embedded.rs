@@ -25,17 +25,22 @@ const ERROR_HEADER: usize = 8;
 /// says, `transport_offset` counts from the start of the quote, and of a TCP
 /// header that is cut short flags and numbers are empty.
 pub fn embedded(frame: &[u8], packet: &Packet) -> Option<Packet> {
+    let quoted = quoted(frame, packet)?;
+    match quoted.transport {
+        Transport::Icmp { .. } | Transport::Fragment => None,
+        _ => Some(quoted),
+    }
+}
+
+/// As [`embedded`], of what belongs to no flow too.
+pub(super) fn quoted(frame: &[u8], packet: &Packet) -> Option<Packet> {
     if !packet.is_icmp_error() {
         return None;
     }
     let quote = frame.get(packet.transport_offset.checked_add(ERROR_HEADER)?..packet.length)?;
-    let quoted = match packet.source {
+    match packet.source {
         IpAddr::V4(_) => quoted_v4(quote),
         IpAddr::V6(_) => quoted_v6(quote),
-    }?;
-    match quoted.transport {
-        Transport::Icmp { .. } | Transport::Fragment => None,
-        _ => Some(quoted),
     }
 }
 

@@ -97,8 +97,8 @@ pub struct Outcome {
     pub released: Vec<(Packet, Judgement)>,
     /// Fragments that waited, and died of this one: it overlapped another.
     pub lost: usize,
-    /// Fragments whose first didn't come in time, by sending interface; they
-    /// died before this packet came.
+    /// Fragments that waited in vain, by sending interface: their first didn't come in
+    /// time, or this packet takes their room.
     pub orphans: Vec<(InterfaceIx, u64)>,
 }
 

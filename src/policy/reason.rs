@@ -24,10 +24,13 @@ pub enum DropReason {
     /// A fragment that covers bytes which an earlier one of its datagram
     /// covered, or one of a datagram that had such (RFC 5722).
     OverlappingFragment,
-    /// A fragment whose datagram's first fragment never came.
+    /// An exact duplicate of a fragment of an unfinished datagram: the same bytes at the
+    /// same place (RFC 8200 §4.5). The datagram goes on without it.
+    DuplicateFragment,
+    /// A fragment whose datagram's first fragment never came, or came after the fragment
+    /// had made room for others.
     OrphanFragment,
-    /// No room to follow another fragmented datagram, or to keep a fragment
-    /// that came before its first.
+    /// One fragment more than a datagram may have, or than may wait for its first.
     FragmentTableFull,
     /// The source address is not the interface's own (source/destination
     /// check), or no host may use it as a source.
@@ -77,13 +80,14 @@ impl DropReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in order.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::UnknownInterface,
         Self::NotIp,
         Self::NeighbourSpoof,
         Self::Malformed,
         Self::TinyFragment,
         Self::OverlappingFragment,
+        Self::DuplicateFragment,
         Self::OrphanFragment,
         Self::FragmentTableFull,
         Self::SourceCheck,
@@ -114,6 +118,7 @@ impl DropReason {
             Self::Malformed => "malformed",
             Self::TinyFragment => "tiny_fragment",
             Self::OverlappingFragment => "overlapping_fragment",
+            Self::DuplicateFragment => "duplicate_fragment",
             Self::OrphanFragment => "orphan_fragment",
             Self::FragmentTableFull => "fragment_table_full",
             Self::SourceCheck => "source_check",

@@ -6,6 +6,8 @@
 //! (`bends.rs`), a bent packet or a bent clock, or with its judgement bent
 //! afterwards.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sgwall::model::Traffic;
 use sgwall::policy::DropReason;
 use sgwall::policy::oracle::{Judgement, Outcome, Packet, Payload, TcpFlags};
@@ -16,6 +18,9 @@ use crate::disguises::{
     bent, disguised, shadowed, with_tcp,
 };
 use crate::harness::Maker;
+
+/// Stands for contents of which no two are the same.
+static DRAWN: AtomicU64 = AtomicU64::new(0);
 
 /// Every broken engine with the name of what is wrong with it.
 pub fn all() -> Vec<(&'static str, Maker)> {
@@ -248,6 +253,19 @@ pub fn all() -> Vec<(&'static str, Maker)> {
         }),
         ("overlapping fragments are accepted", |m, n| {
             Overlapping::make(m, n)
+        }),
+        ("duplicates of fragments overlap", |m, n| {
+            disguised(m, n, |packet| {
+                if let Some(fragment) = &mut packet.fragment {
+                    // A new number each time.
+                    fragment.content = DRAWN.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        }),
+        ("no first fragment begins a new datagram", |m, n| {
+            disguised(m, n, |packet| {
+                packet.fragment.iter_mut().for_each(|f| f.content = 0);
+            })
         }),
         ("fragments that waited are forgotten", |m, n| {
             after(m, n, |_, outcome| outcome.released.clear())

@@ -88,7 +88,7 @@ impl DatagramPlan {
 
     /// The fragments that are sent at once, as they are.
     pub fn first_parts(&self) -> Vec<PartPlan> {
-        let next = PartPlan { which: 0, odd: 0 };
+        let next = PartPlan { which: 24, odd: 0 };
         vec![next; usize::from(self.at_once % 6)]
     }
 }
@@ -159,6 +159,8 @@ impl Datagrams {
         let begun = self.0.iter_mut().rev().nth(back)?;
         let next = begun.sent;
         let part = match plan.which {
+            // The one that was sent last, once more.
+            0..=23 if next > 0 => begun.parts[next - 1],
             0..=223 if next < begun.parts.len() => {
                 begun.sent += 1;
                 begun.parts[next]
@@ -186,7 +188,12 @@ impl FloodPlan {
             more: true,
             dont_fragment: false,
         };
-        (0..self.count)
+        // Some are more than one source address has room for.
+        let count = match self.kind {
+            0 | 8 | 16 | 24 => self.count * 5,
+            _ => self.count,
+        };
+        (0..count)
             .map(|nth| match self.kind % 8 {
                 0..=2 => part(100 + nth, 0, 64),
                 3 => part(7, 8 + 8 * usize::from(nth), 8),

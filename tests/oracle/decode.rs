@@ -1,6 +1,7 @@
 //! Bytes back to packets, by hand and with every checksum, so that what is
 //! forwarded can be told from what should be. Whole packets from fragments.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use sgwall::model::InterfaceIx;
@@ -93,6 +94,7 @@ fn ipv4(bytes: &[u8], length: usize, strict: bool) -> Result<Ip, String> {
         offset: short(8 * units),
         length: short(length - offset),
         more,
+        content: content(&bytes[offset..]),
     });
     Ok(Ip {
         source: address(12),
@@ -153,6 +155,7 @@ fn ipv6(bytes: &[u8], length: usize) -> Result<Ip, String> {
                 offset: short(8 * units),
                 length: short(length - ip.offset),
                 more,
+                content: content(&bytes[ip.offset..]),
             });
         }
         if units > 0 {
@@ -160,6 +163,13 @@ fn ipv6(bytes: &[u8], length: usize) -> Result<Ip, String> {
         }
     }
     Ok(ip)
+}
+
+/// Stands for the bytes of a part of a datagram.
+fn content(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The transport header at the start of `rest`; `None` if it isn't whole.

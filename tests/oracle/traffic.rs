@@ -116,7 +116,7 @@ impl Step {
             }
             Self::Flood(plan) => {
                 let flood = || Self::Flood(plan.clone());
-                vec![flood(), Self::Wait(HALF_A_MINUTE), flood()]
+                vec![flood(), Self::Wait(LIFE_OF_A_DATAGRAM), flood()]
             }
             Self::Idle(back, _, turn) => vec![self.clone(), Self::Turn(*back, *turn)],
             Self::Datagram(plan) | Self::Pieces(_, _, plan) => {
@@ -393,7 +393,7 @@ impl PacketPlan {
 }
 
 /// [`wait`]s for as long as a datagram is remembered.
-const HALF_A_MINUTE: u8 = 4 * 2 + 2;
+const LIFE_OF_A_DATAGRAM: u8 = 4 + 2;
 
 /// How long a [`Step::Wait`] lasts: around every timeout there is, a
 /// millisecond short, exact, and a millisecond past; and halves, so that it

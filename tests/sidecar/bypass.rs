@@ -225,6 +225,7 @@ fn attempts() -> Vec<Attempt> {
             // Of eights of bytes, as all but the last are.
             let mut second = udp(FORBIDDEN, data);
             second.resize(second.len().next_multiple_of(8), 0);
+            send_packet(&ipv4(address(APP), 1 << 13 | 1, &second));
             send_packet(&ipv4(address(APP), 1 << 13, &second));
         }),
         ("by a packet socket on the raw device", |forger, data| {

@@ -25,6 +25,7 @@ struct Plan {
 /// From A to an interface.
 fn to(to: usize) -> Ends {
     Ends {
+        original: Original::Unchanged,
         from: Some(InterfaceIx::new(A)),
         to: InterfaceIx::new(to),
         envelope: Envelope::NONE,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::packet;
 use crate::packet::Transport;
 
 fn datagram(source_port: u16) -> Vec<u8> {
@@ -22,7 +23,14 @@ fn at() -> InterfaceIx {
 
 fn drop_one(sampler: &Sampler<'_>, reason: DropReason, source_port: u16) {
     let from = Some(InterfaceIx::new(0));
-    sampler.dropped(reason, from, at(), &datagram(source_port), Shape::Whole);
+    sampler.dropped(
+        reason,
+        from,
+        at(),
+        &datagram(source_port),
+        Shape::Whole,
+        Original::Unchanged,
+    );
 }
 
 #[test]

@@ -11,18 +11,25 @@ use super::{Judgement, Oracle, Outcome, Refusal};
 use crate::model::InterfaceIx;
 use crate::policy::DropReason;
 
-/// How long a datagram is remembered after its first-seen fragment.
-const LIFE: Duration = Duration::from_secs(30);
-/// Unfinished datagrams of one sending interface.
-const DATAGRAMS_OF_ONE: usize = 256;
-/// Unfinished datagrams of all interfaces together.
-const DATAGRAMS: usize = 4096;
+/// How long an unfinished datagram is remembered, from its first fragment's judgement on,
+/// and before that how long fragments wait for the first.
+const LIFE: Duration = Duration::from_secs(5);
+/// Unfinished datagrams of one source address whose first fragment passed, for each
+/// sending interface.
+const DATAGRAMS_OF_ONE_SOURCE: usize = 1024;
+/// Likewise of all source addresses together.
+const DATAGRAMS: usize = 8192;
 /// Fragments of one datagram that wait for its first.
 const WAITING: usize = 64;
-/// Stretches of a datagram that were seen, with gaps between them.
-const STRETCHES: usize = 64;
-/// Bytes that wait for first fragments at one sending interface.
-const WAITING_BYTES: usize = 256 * 1024;
+/// Bytes of fragments of one source address that wait, for each sending interface.
+const WAITING_BYTES_OF_ONE_SOURCE: usize = 256 * 1024;
+/// Likewise of all source addresses together.
+const WAITING_BYTES: usize = 1024 * 1024;
+/// Bytes for which each of them counts beside its own, and for which a datagram counts that
+/// was refused or broken.
+const OVERHEAD: usize = 256;
+/// Fragments of one datagram.
+const PARTS: usize = 128;
 /// Longest datagram without its header.
 const LONGEST: u32 = 65_535;
 
@@ -51,16 +58,23 @@ struct Name {
 pub(super) struct Datagram {
     name: Name,
     born: Duration,
-    /// The bytes seen, from and up to, in the order of arrival.
-    seen: Vec<(u32, u32)>,
-    /// Where the last fragment ends, if it was seen.
-    end: Option<u32>,
-    /// What became of the first fragment, if it was seen.
-    fate: Option<Result<Path, Refusal>>,
-    /// Fragments that came before the first, in the order of arrival.
-    waiting: Vec<Packet>,
-    /// Some fragment covered bytes that another had covered.
-    poisoned: bool,
+    /// The fragments seen, in the order of arrival.
+    seen: Vec<Fragment>,
+    standing: Standing,
+}
+
+#[derive(Debug, Clone)]
+enum Standing {
+    /// The first fragment hasn't come; these wait for it, in the order of arrival.
+    Early(Vec<Packet>),
+    /// The first fragment passed.
+    Passed(Path),
+    /// The first fragment was dropped.
+    Refused(Refusal),
+    /// Fragments overlapped; of one whose first fragment had passed.
+    BrokenLate,
+    /// Likewise, before the first fragment came.
+    BrokenEarly,
 }
 
 impl Oracle {
@@ -73,10 +87,6 @@ impl Oracle {
         outcome: &mut Outcome,
     ) {
         let from = packet.from;
-        let refuse = |reason| Judgement::Dropped { reason, at: from };
-
-        // 1. Whether it fits to what was seen of its datagram. One that
-        //    doesn't makes the datagram worthless (RFC 5722 §4).
         let name = Name {
             from,
             source: packet.source,
@@ -84,57 +94,175 @@ impl Oracle {
             protocol: fragment.protocol,
             id: fragment.id,
         };
+        let is_first = fragment.offset == 0;
         let mut known = self.datagrams.iter().position(|its| its.name == name);
-        if let Some(position) = known {
-            let datagram = &mut self.datagrams[position];
-            if datagram.poisoned || !datagram.has_room_for(fragment) {
-                datagram.poisoned = true;
-                outcome.lost = datagram.waiting.len();
-                datagram.waiting.clear();
-                outcome.judgement = refuse(DropReason::OverlappingFragment);
-                return;
+
+        // 1. IPv4 has few identifications, and a host uses them again while an old datagram
+        //    is unfinished. A first fragment with other bytes than the one seen begins a
+        //    new datagram, whatever became of the old one. So does any first fragment after
+        //    one that was refused: nothing of that datagram arrived.
+        if is_first && let Some(position) = known {
+            let old = &self.datagrams[position];
+            let first = old.seen.iter().find(|seen| seen.offset == 0);
+            let is_another = first.is_some_and(|first| *first != fragment);
+            let reused = match old.standing {
+                Standing::Passed(_) | Standing::BrokenLate => is_another && packet.source.is_ipv4(),
+                Standing::Refused(_) => true,
+                Standing::Early(_) | Standing::BrokenEarly => false,
+            };
+            if reused {
+                self.datagrams.remove(position);
+                known = None;
             }
         }
 
-        // 2. Whether there is room: nothing is evicted, and what finds no room
-        //    leaves no trace.
-        let is_first = fragment.offset == 0;
-        let in_pieces = known
-            .is_some_and(|position| self.datagrams[position].stretches_with(fragment) > STRETCHES);
-        if in_pieces
-            || known.is_none() && !self.has_room_for_datagram(from)
-            || !is_first && !self.has_room_for_waiting(packet, known)
+        // 2. Whether it fits to what was seen of its datagram.
+        if let Some(position) = known
+            && let Err(reason) = self.datagrams[position].fits(fragment)
         {
-            outcome.judgement = refuse(DropReason::FragmentTableFull);
+            if reason == DropReason::OverlappingFragment {
+                outcome.lost = self.datagrams[position].break_up();
+            }
+            outcome.judgement = Judgement::Dropped { reason, at: from };
             return;
         }
-        let position = *known.get_or_insert_with(|| {
-            self.datagrams.push(Datagram::new(name, now));
-            self.datagrams.len() - 1
-        });
-        self.datagrams[position].note(fragment);
 
         if is_first {
-            // 3. The first fragment walks the whole road, as a packet does, and
-            //    those that waited for it follow in the order they came.
-            let fate = self.judge_whole(packet, now, outcome);
-            let datagram = &mut self.datagrams[position];
-            datagram.fate = Some(fate);
-            for waited in std::mem::take(&mut datagram.waiting) {
-                outcome.released.push((waited, follow(&waited, fate)));
-            }
-        } else if let Some(fate) = self.datagrams[position].fate {
-            // 4. A later one follows the first …
-            outcome.judgement = follow(packet, fate);
+            self.judge_first(packet, fragment, name, known, now, outcome);
         } else {
-            // 5. … or waits for it.
-            self.datagrams[position].waiting.push(*packet);
-            outcome.judgement = Judgement::Held { at: from };
+            outcome.judgement = self.judge_later(packet, fragment, name, known, now, outcome);
         }
+    }
 
-        // 6. A datagram that is complete is forgotten, and its id is free.
-        if self.datagrams[position].is_complete() {
-            self.datagrams.remove(position);
+    /// The first fragment walks the whole road, as a packet does, and those that waited for
+    /// it follow in the order they came. The datagram at `known` can be but one that waits.
+    fn judge_first(
+        &mut self,
+        packet: &Packet,
+        fragment: Fragment,
+        name: Name,
+        known: Option<usize>,
+        now: Duration,
+        outcome: &mut Outcome,
+    ) {
+        let fate = self.judge_whole(packet, now, outcome);
+        let mut datagram = Datagram {
+            name,
+            born: now,
+            seen: Vec::new(),
+            standing: match fate {
+                Ok(path) => Standing::Passed(path),
+                Err(refusal) => Standing::Refused(refusal),
+            },
+        };
+        if let Some(position) = known {
+            let early = self.datagrams.remove(position);
+            datagram.seen = early.seen;
+            if let Standing::Early(waiting) = early.standing {
+                for waited in waiting {
+                    outcome.released.push((waited, follow(&waited, fate)));
+                }
+            }
+        }
+        datagram.seen.push(fragment);
+        // A datagram that is complete is forgotten, and its id is free.
+        if !datagram.is_complete() {
+            self.make_room(&datagram, datagram.weight(), outcome);
+            self.datagrams.push(datagram);
+        }
+    }
+
+    /// A later fragment follows the first, or waits for it.
+    fn judge_later(
+        &mut self,
+        packet: &Packet,
+        fragment: Fragment,
+        name: Name,
+        known: Option<usize>,
+        now: Duration,
+        outcome: &mut Outcome,
+    ) -> Judgement {
+        let at = packet.from;
+        let held = Judgement::Held { at };
+        let weight = OVERHEAD + packet.length;
+        let Some(position) = known else {
+            let datagram = Datagram {
+                name,
+                born: now,
+                seen: vec![fragment],
+                standing: Standing::Early(vec![*packet]),
+            };
+            self.make_room(&datagram, weight, outcome);
+            self.datagrams.push(datagram);
+            return held;
+        };
+        let datagram = &mut self.datagrams[position];
+        match &mut datagram.standing {
+            Standing::Refused(refusal) => follow(packet, Err(*refusal)),
+            Standing::Passed(path) => {
+                let judgement = follow(packet, Ok(*path));
+                datagram.seen.push(fragment);
+                if datagram.is_complete() {
+                    self.datagrams.remove(position);
+                }
+                judgement
+            }
+            Standing::Early(waiting) => {
+                let many = waiting.len() >= WAITING;
+                if many || datagram.weight() + weight > WAITING_BYTES_OF_ONE_SOURCE {
+                    // What finds no room leaves no trace.
+                    let reason = DropReason::FragmentTableFull;
+                    return Judgement::Dropped { reason, at };
+                }
+                let before = datagram.clone();
+                if let Standing::Early(waiting) = &mut datagram.standing {
+                    waiting.push(*packet);
+                    datagram.seen.push(fragment);
+                }
+                self.make_room(&before, weight, outcome);
+                held
+            }
+            Standing::BrokenLate | Standing::BrokenEarly => held,
+        }
+    }
+
+    /// Gives up the oldest unfinished datagrams of the same source address, or else of the
+    /// same interface, until there is room for `weight` more of `of`, which itself stays.
+    /// Those whose first fragment passed have a room of their own.
+    fn make_room(&mut self, of: &Datagram, weight: usize, outcome: &mut Outcome) {
+        let (most_of_source, most) = if of.is_late() {
+            (DATAGRAMS_OF_ONE_SOURCE, DATAGRAMS)
+        } else {
+            (WAITING_BYTES_OF_ONE_SOURCE, WAITING_BYTES)
+        };
+        loop {
+            let same_room =
+                |its: &&Datagram| its.name.from == of.name.from && its.is_late() == of.is_late();
+            let same_source = |its: &&Datagram| its.name.source == of.name.source;
+            // What is just being added to has its new fragment already, which is the weight.
+            let taken = |of_one: bool| -> usize {
+                let all = self.datagrams.iter().filter(same_room);
+                let all = all.filter(|its| !of_one || same_source(its));
+                all.filter(|its| its.name != of.name)
+                    .map(Datagram::weight)
+                    .sum::<usize>()
+            };
+            let own = if self.datagrams.iter().any(|its| its.name == of.name) {
+                of.weight()
+            } else {
+                0
+            };
+            let of_one = taken(true) + own + weight > most_of_source;
+            if !of_one && taken(false) + own + weight <= most {
+                return;
+            }
+            let oldest = self.datagrams.iter().position(|its| {
+                same_room(&its) && its.name != of.name && (!of_one || same_source(&its))
+            });
+            let Some(oldest) = oldest else { return };
+            if let Standing::Early(waiting) = self.datagrams.remove(oldest).standing {
+                add_orphans(&mut outcome.orphans, of.name.from, waiting.len());
+            }
         }
     }
 
@@ -142,100 +270,94 @@ impl Oracle {
     /// waited in vain, by sending interface.
     pub(super) fn expire_datagrams(&mut self, now: Duration) -> Vec<(InterfaceIx, u64)> {
         let mut orphans: Vec<(InterfaceIx, u64)> = Vec::new();
-        for datagram in &self.datagrams {
-            if datagram.is_live(now) || datagram.waiting.is_empty() {
-                continue;
+        self.datagrams.retain(|datagram| {
+            let is_live = now.saturating_sub(datagram.born) < LIFE;
+            if !is_live && let Standing::Early(waiting) = &datagram.standing {
+                add_orphans(&mut orphans, datagram.name.from, waiting.len());
             }
-            let number = datagram.waiting.len() as u64;
-            match orphans.iter_mut().find(|(at, _)| *at == datagram.name.from) {
-                Some((_, sum)) => *sum += number,
-                None => orphans.push((datagram.name.from, number)),
-            }
-        }
-        orphans.sort_unstable();
-        self.datagrams.retain(|datagram| datagram.is_live(now));
+            is_live
+        });
         orphans
-    }
-
-    fn has_room_for_datagram(&self, from: InterfaceIx) -> bool {
-        let of_one = self
-            .datagrams
-            .iter()
-            .filter(|datagram| datagram.name.from == from)
-            .count();
-        of_one < DATAGRAMS_OF_ONE && self.datagrams.len() < DATAGRAMS
-    }
-
-    /// Whether a later fragment of the datagram at `known` may wait, or needn't.
-    fn has_room_for_waiting(&self, packet: &Packet, known: Option<usize>) -> bool {
-        let datagram = known.map(|position| &self.datagrams[position]);
-        if datagram.is_some_and(|datagram| datagram.fate.is_some()) {
-            return true;
-        }
-        let waiting_bytes: usize = self
-            .datagrams
-            .iter()
-            .filter(|datagram| datagram.name.from == packet.from)
-            .flat_map(|datagram| &datagram.waiting)
-            .map(|waiting| waiting.length)
-            .sum();
-        datagram.map_or(0, |datagram| datagram.waiting.len()) < WAITING
-            && waiting_bytes + packet.length <= WAITING_BYTES
     }
 }
 
+/// Counts fragments that waited in vain; the list stays in order.
+fn add_orphans(orphans: &mut Vec<(InterfaceIx, u64)>, from: InterfaceIx, waiting: usize) {
+    let number = waiting as u64;
+    match orphans.iter_mut().find(|(at, _)| *at == from) {
+        Some((_, sum)) => *sum += number,
+        None => orphans.push((from, number)),
+    }
+    orphans.sort_unstable();
+}
+
 impl Datagram {
-    fn new(name: Name, now: Duration) -> Self {
-        Self {
-            name,
-            born: now,
-            seen: Vec::new(),
-            end: None,
-            fate: None,
-            waiting: Vec::new(),
-            poisoned: false,
+    /// Whether it is in the room of those whose first fragment passed.
+    fn is_late(&self) -> bool {
+        matches!(self.standing, Standing::Passed(_) | Standing::BrokenLate)
+    }
+
+    /// How much it takes of its room: of that for those whose first fragment passed one
+    /// place, and of the other bytes.
+    fn weight(&self) -> usize {
+        match &self.standing {
+            Standing::Passed(_) | Standing::BrokenLate => 1,
+            Standing::Refused(_) | Standing::BrokenEarly => OVERHEAD,
+            Standing::Early(waiting) => waiting.iter().map(|packet| OVERHEAD + packet.length).sum(),
         }
     }
 
-    fn is_live(&self, now: Duration) -> bool {
-        now.saturating_sub(self.born) < LIFE
-    }
-
-    /// Whether the fragment covers bytes that none has covered, within what the
-    /// last one says the length is.
-    fn has_room_for(&self, fragment: Fragment) -> bool {
+    /// Whether the fragment may be one more of the datagram.
+    fn fits(&self, fragment: Fragment) -> Result<(), DropReason> {
+        match self.standing {
+            // RFC 5722 §4: the whole datagram is worthless, what comes later too.
+            Standing::BrokenLate | Standing::BrokenEarly => {
+                return Err(DropReason::OverlappingFragment);
+            }
+            // Nothing of it arrives.
+            Standing::Refused(_) => return Ok(()),
+            Standing::Early(_) | Standing::Passed(_) => {}
+        }
+        // RFC 8200 §4.5: an exact duplicate says nothing new.
+        if self.seen.contains(&fragment) {
+            return Err(DropReason::DuplicateFragment);
+        }
+        // It covers bytes that none has covered, within what the last one says the length
+        // is.
         let (from, to) = (fragment.offset, fragment.end());
         let overlaps = self
             .seen
             .iter()
-            .any(|&(its_from, its_to)| from < its_to && its_from < to);
-        let beyond_the_end = self.end.is_some_and(|end| to > end);
-        let second_last = self.end.is_some() && !fragment.more;
-        let too_short_a_last = !fragment.more && self.seen.iter().any(|&(_, its_to)| its_to > to);
-        !overlaps && !beyond_the_end && !second_last && !too_short_a_last
-    }
-
-    /// How many stretches without gaps would be seen with the fragment.
-    fn stretches_with(&self, fragment: Fragment) -> usize {
-        let mut seen = self.seen.clone();
-        seen.push((fragment.offset, fragment.end()));
-        seen.sort_unstable();
-        let gaps = seen.windows(2).filter(|pair| pair[0].1 < pair[1].0);
-        1 + gaps.count()
-    }
-
-    fn note(&mut self, fragment: Fragment) {
-        self.seen.push((fragment.offset, fragment.end()));
-        if !fragment.more {
-            self.end = Some(fragment.end());
+            .any(|seen| from < seen.end() && seen.offset < to);
+        let last = self.seen.iter().find(|seen| !seen.more);
+        let beyond_the_end = last.is_some_and(|last| to > last.end() || !fragment.more);
+        let too_short_a_last = !fragment.more && self.seen.iter().any(|seen| seen.end() > to);
+        if overlaps || beyond_the_end || too_short_a_last {
+            return Err(DropReason::OverlappingFragment);
         }
+        if self.seen.len() >= PARTS {
+            return Err(DropReason::FragmentTableFull);
+        }
+        Ok(())
+    }
+
+    /// Makes the datagram worthless; gives the number of fragments that waited.
+    fn break_up(&mut self) -> usize {
+        let (standing, lost) = match &self.standing {
+            Standing::Early(waiting) => (Standing::BrokenEarly, waiting.len()),
+            Standing::BrokenEarly => (Standing::BrokenEarly, 0),
+            _ => (Standing::BrokenLate, 0),
+        };
+        self.standing = standing;
+        lost
     }
 
     /// Whether every byte up to the end was seen. No two fragments overlap, so
     /// it is enough to count.
     fn is_complete(&self) -> bool {
-        let bytes: u32 = self.seen.iter().map(|(from, to)| to - from).sum();
-        !self.poisoned && self.end == Some(bytes)
+        let bytes: u32 = self.seen.iter().map(|seen| seen.length).sum();
+        let last = self.seen.iter().find(|seen| !seen.more);
+        last.is_some_and(|last| last.end() == bytes)
     }
 }
 

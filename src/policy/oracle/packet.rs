@@ -71,6 +71,8 @@ pub struct Fragment {
     pub length: u32,
     /// Whether it is not the last part.
     pub more: bool,
+    /// Stands for its bytes: equal for equal ones.
+    pub content: u64,
 }
 
 impl Fragment {
@@ -249,6 +251,7 @@ impl fmt::Display for Packet {
                 offset,
                 length,
                 more,
+                ..
             }) => write!(
                 f,
                 ", fragment of protocol {protocol} id {id}: {length} at {offset}{}",

@@ -22,6 +22,7 @@ fn part(a: InterfaceIx, id: u32, offset: u32, length: u32, more: bool) -> Packet
         offset,
         length,
         more,
+        content: 0,
     };
     let mut packet = udp(a, "10.0.1.10", "10.0.1.11", 40_000, 53);
     if offset > 0 {
@@ -54,10 +55,10 @@ fn later_fragments_follow_the_first_without_rules_or_flows() {
     }
     oracle.replace_model(lab.model());
     let middle = part(a, 1, 16, 8, true);
-    assert_eq!(oracle.verdict(&middle, at(29_998)), followed(&middle, b));
-    // Nor do they put the flow's end off: it idled out at 30 s.
+    assert_eq!(oracle.verdict(&middle, at(4_998)), followed(&middle, b));
+    // Nor do they put the flow's end off: it idles out at 30 s.
     let last = part(a, 1, 24, 3, false);
-    assert_eq!(oracle.verdict(&last, at(29_999)), followed(&last, b));
+    assert_eq!(oracle.verdict(&last, at(4_999)), followed(&last, b));
     oracle.expire(at(30_000));
     assert_eq!(oracle.flows(), 0);
 }
@@ -111,30 +112,35 @@ fn those_that_waited_share_a_refused_firsts_fate() {
 }
 
 #[test]
-fn a_datagram_is_forgotten_30_seconds_after_its_first_seen_fragment() {
+fn a_datagram_is_forgotten_5_seconds_after_its_first_fragment() {
     let (lab, a, b) = pair();
     let mut oracle = lab.oracle();
-    assert_delivered(oracle.verdict(&part(a, 1, 0, 16, true), at(0)), b);
+    let early = part(a, 1, 24, 8, true);
+    assert_eq!(oracle.verdict(&early, at(0)), Judgement::Held { at: a });
+    assert_delivered(oracle.verdict(&part(a, 1, 0, 16, true), at(4_999)), b);
     let middle = part(a, 1, 16, 8, true);
-    assert_eq!(oracle.verdict(&middle, at(29_999)), followed(&middle, b));
+    assert_eq!(oracle.verdict(&middle, at(9_998)), followed(&middle, b));
     // That didn't put it off.
-    let late = part(a, 1, 24, 8, true);
-    assert_eq!(oracle.verdict(&late, at(30_000)), Judgement::Held { at: a });
-    let outcome = oracle.judge(&part(a, 2, 8, 8, true), at(60_000));
+    let late = part(a, 1, 32, 8, true);
+    assert_eq!(oracle.verdict(&late, at(9_999)), Judgement::Held { at: a });
+    let outcome = oracle.judge(&part(a, 2, 8, 8, true), at(14_999));
     assert_eq!(outcome.orphans, [(a, 1)]);
-    assert_eq!(oracle.expire(at(90_000)), [(a, 1)]);
-    assert_eq!(oracle.expire(at(90_000)), []);
+    assert_eq!(oracle.expire(at(19_999)), [(a, 1)]);
+    assert_eq!(oracle.expire(at(19_999)), []);
 }
 
 #[test]
 fn an_overlap_poisons_the_datagram() {
     let (lab, a, b) = pair();
     let overlapping = dropped(DropReason::OverlappingFragment, a);
+    let mut other_bytes = part(a, 1, 16, 8, true);
+    other_bytes.fragment = other_bytes
+        .fragment
+        .map(|its| Fragment { content: 1, ..its });
     for again in [
-        part(a, 1, 16, 8, true),
+        other_bytes,
         part(a, 1, 8, 16, true),
         part(a, 1, 23, 8, false),
-        part(a, 1, 0, 32, true),
     ] {
         let mut oracle = lab.oracle();
         assert_delivered(oracle.verdict(&part(a, 1, 0, 16, true), at(0)), b);
@@ -142,15 +148,98 @@ fn an_overlap_poisons_the_datagram() {
             oracle.verdict(&part(a, 1, 16, 8, true), at(0))
         ));
         assert_eq!(oracle.verdict(&again, at(1)), overlapping, "{again}");
-        // All that come after die, the fitting ones too …
+        // All that come after die, the fitting ones too, and those that came before …
         let fitting = part(a, 1, 24, 8, false);
-        assert_eq!(oracle.verdict(&fitting, at(29_999)), overlapping);
-        // … until the 30 s are over.
+        for packet in [fitting, part(a, 1, 0, 16, true), part(a, 1, 16, 8, true)] {
+            assert_eq!(oracle.verdict(&packet, at(4_999)), overlapping);
+        }
+        // … until the 5 s are over.
         assert_eq!(
-            oracle.verdict(&fitting, at(30_000)),
+            oracle.verdict(&fitting, at(5_000)),
             Judgement::Held { at: a }
         );
     }
+}
+
+#[test]
+fn an_exact_duplicate_is_dropped_and_changes_nothing() {
+    let (lab, a, b) = pair();
+    let mut oracle = lab.oracle();
+    let duplicate = dropped(DropReason::DuplicateFragment, a);
+    let (first, last) = (part(a, 1, 0, 16, true), part(a, 1, 24, 8, false));
+    assert_eq!(oracle.verdict(&last, at(0)), Judgement::Held { at: a });
+    assert_eq!(oracle.verdict(&last, at(0)), duplicate);
+    let outcome = oracle.judge(&first, at(0));
+    assert_eq!(outcome.released, [(last, followed(&last, b))]);
+    for packet in [first, last] {
+        assert_eq!(oracle.verdict(&packet, at(1)), duplicate);
+    }
+    let middle = part(a, 1, 16, 8, true);
+    assert_eq!(oracle.verdict(&middle, at(1)), followed(&middle, b));
+}
+
+#[test]
+fn a_first_fragment_with_other_bytes_begins_a_new_datagram() {
+    let (lab, a, b) = pair();
+    let mut oracle = lab.oracle();
+    let with = |content| {
+        let mut packet = part(a, 1, 0, 16, true);
+        packet.fragment = packet.fragment.map(|its| Fragment { content, ..its });
+        packet
+    };
+    let middle = part(a, 1, 16, 8, true);
+    for content in 1..4 {
+        assert_delivered(oracle.verdict(&with(content), at(0)), b);
+        assert_eq!(oracle.verdict(&middle, at(0)), followed(&middle, b));
+    }
+    // One that is refused ends what passed before.
+    let mut refused = with(4);
+    refused.payload = Payload::Udp {
+        source_port: 40_000,
+        destination_port: 54,
+    };
+    let no_rule = dropped(DropReason::NoEgressRule, a);
+    assert_eq!(oracle.verdict(&refused, at(0)), no_rule);
+    assert_eq!(oracle.verdict(&part(a, 1, 24, 8, true), at(0)), no_rule);
+    // And the next is judged by itself.
+    assert_delivered(oracle.verdict(&with(5), at(0)), b);
+    assert_eq!(oracle.verdict(&middle, at(0)), followed(&middle, b));
+}
+
+#[test]
+fn a_first_fragment_with_other_bytes_overlaps_over_ipv6() {
+    let (mut lab, a, b) = pair();
+    for (eni, address) in [(a, "2001:db8:1::10"), (b, "2001:db8:1::11")] {
+        lab.0.interfaces[eni.ix()].addresses.push(Address {
+            private: ip(address),
+            public: None,
+        });
+    }
+    let mut oracle = lab.oracle();
+    let with = |content| {
+        let mut packet = part(a, 1, 0, 16, true);
+        (packet.source, packet.destination) = (ip("2001:db8:1::10"), ip("2001:db8:1::11"));
+        packet.fragment = packet.fragment.map(|its| Fragment { content, ..its });
+        packet
+    };
+    assert_delivered(oracle.verdict(&with(1), at(0)), b);
+    let overlapping = dropped(DropReason::OverlappingFragment, a);
+    for content in [2, 1] {
+        assert_eq!(oracle.verdict(&with(content), at(0)), overlapping);
+    }
+}
+
+#[test]
+fn a_damaged_header_is_malformed() {
+    let (lab, a, b) = pair();
+    let mut oracle = lab.oracle();
+    let mut packet = part(a, 1, 0, 16, true);
+    packet.damaged = true;
+    assert_eq!(
+        oracle.verdict(&packet, at(0)),
+        dropped(DropReason::Malformed, a)
+    );
+    assert_delivered(oracle.verdict(&part(a, 1, 0, 16, true), at(0)), b);
 }
 
 #[test]
@@ -420,76 +509,95 @@ fn at_most_64_fragments_of_a_datagram_wait() {
 }
 
 #[test]
-fn at_most_64_stretches_of_a_datagram_are_told_apart() {
+fn a_datagram_has_at_most_128_fragments() {
     let (lab, a, b) = pair();
     let mut oracle = lab.oracle();
     assert_delivered(oracle.verdict(&part(a, 1, 0, 8, true), at(0)), b);
-    for nth in 1..64 {
+    for nth in 1..128 {
         let apart = part(a, 1, nth * 16, 8, true);
         assert_eq!(oracle.verdict(&apart, at(0)), followed(&apart, b));
     }
-    let no_room = part(a, 1, 64 * 16, 8, true);
     assert_eq!(
-        oracle.verdict(&no_room, at(0)),
+        oracle.verdict(&part(a, 1, 8, 8, true), at(0)),
         dropped(DropReason::FragmentTableFull, a)
     );
-    // One that fills a gap needs no room, and makes some.
-    for fits in [part(a, 1, 8, 8, true), no_room] {
-        assert_eq!(oracle.verdict(&fits, at(0)), followed(&fits, b));
-    }
 }
 
 #[test]
-fn at_most_256_kib_of_one_sender_wait() {
-    let (lab, a, _) = pair();
+fn at_most_256_kib_of_one_source_wait_and_the_oldest_are_given_up() {
+    let (lab, a, b) = pair();
     let mut oracle = lab.oracle();
-    // 65,536 bytes are 8 packets of 8,192 with their headers.
-    for id in 0..32 {
-        let packet = part(a, id, 8, 8192 - 24, true);
-        let packet = Packet {
-            length: 8192,
-            ..packet
-        };
-        assert_eq!(oracle.verdict(&packet, at(0)), Judgement::Held { at: a });
-    }
-    let no_room = dropped(DropReason::FragmentTableFull, a);
-    assert_eq!(oracle.verdict(&part(a, 99, 8, 8, true), at(0)), no_room);
-    assert_eq!(oracle.verdict(&part(a, 0, 8200, 8, true), at(0)), no_room);
-    // A first fragment needn't wait.
-    assert!(is_delivered(oracle.verdict(&part(a, 0, 0, 8, true), at(0))));
-    assert_eq!(
-        oracle.verdict(&part(a, 99, 8, 8, true), at(0)),
-        Judgement::Held { at: a }
-    );
-}
-
-#[test]
-fn at_most_256_datagrams_of_one_sender_and_4096_in_all_are_followed() {
-    let (mut lab, a, b) = pair();
-    let groups = lab.0.interfaces[a.ix()].groups().to_vec();
-    let mut senders = vec![a];
-    for nth in 1..=16 {
-        let eni = lab.eni(&format!("10.0.2.{nth}"), &groups);
-        senders.push(eni);
-    }
-    let mut oracle = lab.oracle();
-    let first = |eni: InterfaceIx, id| Packet {
-        source: lab.0.interfaces[eni.ix()].addresses[0].private,
-        ..part(eni, id, 0, 8, true)
+    let long = |id, offset| Packet {
+        length: 8192 - 256,
+        ..part(a, id, offset, 8192 - 256 - 24, true)
     };
-    for sender in &senders[..16] {
-        for id in 0..256 {
-            assert_delivered(oracle.verdict(&first(*sender, id), at(0)), b);
+    let held = Judgement::Held { at: a };
+    for id in 0..32 {
+        assert_eq!(oracle.verdict(&long(id, 8), at(0)), held);
+    }
+    let outcome = oracle.judge(&long(32, 8), at(0));
+    assert_eq!(outcome.judgement, held);
+    assert_eq!(outcome.orphans, [(a, 1)]);
+    let outcome = oracle.judge(&part(a, 0, 0, 8, true), at(0));
+    assert_eq!(outcome.released, [], "it was given up");
+    let outcome = oracle.judge(&part(a, 1, 0, 8, true), at(0));
+    assert_delivered(outcome.judgement, b);
+    assert_eq!(outcome.released.len(), 1);
+    // No datagram can have more than all of it.
+    for nth in 0..32 {
+        assert_eq!(oracle.verdict(&long(99, 8 + nth * 8192), at(0)), held);
+        if nth == 6 {
+            break;
         }
     }
-    let full = |at| dropped(DropReason::FragmentTableFull, at);
-    assert_eq!(oracle.verdict(&first(a, 256), at(0)), full(a));
-    let last = senders[16];
-    assert_eq!(oracle.verdict(&first(last, 0), at(0)), full(last));
-    // One that is complete makes room.
-    assert!(is_delivered(
-        oracle.verdict(&part(a, 0, 8, 8, false), at(0))
-    ));
-    assert_delivered(oracle.verdict(&first(last, 0), at(0)), b);
-    assert_eq!(oracle.verdict(&first(a, 256), at(0)), full(a));
+}
+
+#[test]
+fn those_that_wait_are_bounded_for_each_interface() {
+    let (mut lab, a, _) = pair();
+    lab.0.interfaces[a.ix()].source_dest_check = false;
+    let mut oracle = lab.oracle();
+    let mut orphans = 0;
+    for source in 0..40_u8 {
+        for id in 0..4 {
+            let mut packet = Packet {
+                length: 8192 - 256,
+                ..part(a, id, 8, 8192 - 256 - 24, true)
+            };
+            packet.source = IpAddr::from([10, 9, 9, source]);
+            let outcome = oracle.judge(&packet, at(0));
+            orphans += outcome
+                .orphans
+                .iter()
+                .map(|(_, number)| number)
+                .sum::<u64>();
+        }
+    }
+    assert_eq!(orphans, 160 - 128);
+}
+
+#[test]
+fn at_most_1024_datagrams_of_one_source_and_8192_of_an_interface_are_followed() {
+    let (mut lab, a, b) = pair();
+    lab.0.interfaces[a.ix()].source_dest_check = false;
+    let mut oracle = lab.oracle();
+    let fragment = |source, id, offset| Packet {
+        source: IpAddr::from([10, 9, 9, source]),
+        ..part(a, id, offset, 8, true)
+    };
+    let held = Judgement::Held { at: a };
+    for id in 0..=1024 {
+        assert_delivered(oracle.verdict(&fragment(0, id, 0), at(0)), b);
+    }
+    assert_eq!(oracle.verdict(&fragment(0, 0, 8), at(0)), held);
+    assert!(is_delivered(oracle.verdict(&fragment(0, 1, 8), at(0))));
+    for source in 1..8 {
+        for id in 0..1024 {
+            assert_delivered(oracle.verdict(&fragment(source, id, 0), at(0)), b);
+        }
+    }
+    assert!(is_delivered(oracle.verdict(&fragment(0, 1, 16), at(0))));
+    assert_delivered(oracle.verdict(&fragment(8, 0, 0), at(0)), b);
+    assert_eq!(oracle.verdict(&fragment(0, 1, 24), at(0)), held);
+    assert!(is_delivered(oracle.verdict(&fragment(0, 2, 8), at(0))));
 }
