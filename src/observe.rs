@@ -9,4 +9,7 @@ mod status;
 
 pub use counters::{Counters, Tally, Traffic, Wire};
 pub use proof::{Check, Proof};
-pub use status::{FlowStatus, InterfaceStatus, PolicyStatus, RecentDrop, Status, is_ready};
+pub use status::{
+    FlowStatus, InterfaceStatus, MemberAddress, MemberStatus, PolicyStatus, RecentDrop, Status,
+    is_ready,
+};

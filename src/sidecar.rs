@@ -19,13 +19,16 @@
 //! killed at, the next one finds all that it needs; no file is written.
 
 pub mod confine;
+pub mod dns;
 mod error;
 mod hooks;
 pub mod keeper;
 mod kernel;
+mod lookup;
 pub mod members;
 mod netlink;
 mod nft;
+pub mod resolver;
 mod restore;
 mod rt;
 mod saved;

@@ -21,6 +21,8 @@ mod harness;
 mod killed;
 #[path = "sidecar/life.rs"]
 mod life;
+#[path = "sidecar/names.rs"]
+mod names;
 #[path = "sidecar/netlink.rs"]
 mod netlink;
 #[path = "scenarios/support.rs"]
@@ -66,6 +68,9 @@ const TESTS: &[(&str, fn())] = harness::tests![
     life::a_bridge_that_goes_down_and_up_changes_nothing,
     life::a_sidecar_whose_device_went_away_says_so_and_ends,
     life::a_workload_of_the_same_user_can_not_look_into_the_sidecar,
+    names::a_name_is_whom_dns_and_hosts_say_and_nobody_once_it_is_gone,
+    names::addresses_of_rotating_answers_stay_members,
+    names::a_silent_resolver_makes_members_of_nobody_however_many_names_there_are,
     life::a_missing_privilege_is_named_with_its_flag_and_nothing_is_touched,
 ];
 

@@ -28,7 +28,7 @@ use crate::sidecar::world::{self, Asked};
 mod guard;
 mod standing;
 
-use guard::Guard;
+use guard::{Guard, SharedNames};
 use standing::{Closed, Standing, Unprivileged};
 
 /// Shortest time between two times that names are resolved.
@@ -78,7 +78,8 @@ pub struct Args {
     /// killed leaves them closed, always.
     #[arg(long, value_enum, value_name = "STATE", default_value_t)]
     on_exit: OnExit,
-    /// Seconds after which the names of members are resolved again.
+    /// Seconds after which the names of members are resolved again at the latest; where
+    /// their TTL is shorter, when that has passed.
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
         value_parser = clap::value_parser!(u64).range(MOST_OFTEN..=LEAST_OFTEN))]
     refresh: u64,
@@ -242,7 +243,9 @@ fn hold(
     {
         teller.say("warning", &warning, json!({ "why": warning }));
     }
-    let standing = closed.up(model, args.engine.options(args.workers, true))?;
+    let names = Arc::new(SharedNames::new(names));
+    let options = args.engine.options(args.workers, true);
+    let standing = closed.up(model, options, Arc::clone(&names))?;
     let unproven = standing.appliance.unproven();
     let mut guard = Guard::new(args, &standing, teller, asked, rules, names)?;
     let drops = {
@@ -372,15 +375,13 @@ fn resolvers(asked: &[String]) -> Result<Vec<IpAddr>, CliError> {
 /// The name servers that a resolv.conf names, but for the host itself: that is asked
 /// over lo.
 fn in_resolv_conf(text: &str) -> Vec<IpAddr> {
-    let server = |line: &str| {
-        let mut words = line.split_whitespace();
-        let address = (words.next()? == "nameserver").then(|| words.next())??;
-        // A zone says which interface; the address is the same.
-        address.split('%').next()?.parse().ok()
-    };
-    text.lines()
-        .filter_map(server)
-        .filter(|address: &IpAddr| !address.is_loopback())
+    // A zone says which interface; the address is the same.
+    let (config, _) = resolv_conf::Config::parse_with_errors(text.as_bytes());
+    config
+        .nameservers
+        .into_iter()
+        .map(IpAddr::from)
+        .filter(|address| !address.is_loopback())
         .collect()
 }
 

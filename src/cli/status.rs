@@ -11,7 +11,7 @@ use super::output::{Paint, print, print_json};
 use super::{CliError, Format, Outcome, complete};
 use crate::lab::control::{Client, Request};
 use crate::lab::{LAB_VARIABLE, Session};
-use crate::observe::{InterfaceStatus, Proof, Status};
+use crate::observe::{InterfaceStatus, MemberStatus, Proof, Status};
 
 mod probe;
 
@@ -135,6 +135,12 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     for line in table.lines() {
         let _ = writeln!(out, "{}", line.trim_end());
     }
+    if !status.members.is_empty() {
+        out.push_str("\nmembers by name, and how long their addresses count unless renewed:\n");
+        for member in &status.members {
+            let _ = writeln!(out, "  {}", described(member));
+        }
+    }
     if !status.recent_drops.is_empty() {
         out.push_str("\nlast dropped, the latest at the end:\n");
         for drop in &status.recent_drops {
@@ -142,6 +148,22 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
         }
     }
     out
+}
+
+/// A member with its addresses.
+fn described(member: &MemberStatus) -> String {
+    let mut parts = Vec::new();
+    for it in &member.addresses {
+        let time = for_people(Duration::from_millis(it.counts_for_ms));
+        parts.push(format!("{} ({time})", it.address));
+    }
+    if parts.is_empty() {
+        parts.push("nobody".to_owned());
+    }
+    if let Some(trouble) = &member.trouble {
+        parts.push(format!("can't be resolved: {trouble}"));
+    }
+    format!("{}: {}", member.name, parts.join(", "))
 }
 
 /// `limited`: whether there is a column for the allowance.

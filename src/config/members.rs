@@ -1,7 +1,7 @@
 //! `members:` of security groups: interfaces elsewhere that carry them, for
 //! appliances that have no interfaces of others. See [`load_rules`](super::load_rules).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::diagnostic::{Report, quoted};
@@ -12,6 +12,8 @@ use crate::model::GroupIx;
 
 /// Longest name (RFC 1035 §2.3.4, without the dot at its end).
 const MAX_NAME: usize = 253;
+/// Most names in all groups together. A decision: each is looked up again and again.
+const MAX_NAMES: usize = 1024;
 const HELP: &str = "write addresses and names, for example `[10.0.1.21, web, api.internal]`";
 
 /// Who carries a group, as a file says it.
@@ -35,6 +37,7 @@ pub struct DeclaredMember {
 /// Reads the members of all groups.
 pub(super) fn read(report: &mut Report, groups: &[GroupDecl<'_>]) -> Vec<DeclaredMember> {
     let mut members = Vec::new();
+    let mut names: HashSet<String> = HashSet::new();
     for (i, group) in groups.iter().enumerate() {
         let Some(node) = group.members() else {
             continue;
@@ -54,6 +57,17 @@ pub(super) fn read(report: &mut Report, groups: &[GroupDecl<'_>]) -> Vec<Declare
                     .also(first, "first named here")
                     .help("remove one of the two");
                 continue;
+            }
+            if let MemberName::Name(name) = &who
+                && names.insert(name.clone())
+                && names.len() == MAX_NAMES + 1
+            {
+                report
+                    .error(
+                        item.span,
+                        format!("members have more than {MAX_NAMES} names in all"),
+                    )
+                    .help("each is looked up again and again: write addresses, or give several hosts one name");
             }
             members.push(DeclaredMember {
                 group: GroupIx::new(i),

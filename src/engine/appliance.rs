@@ -234,6 +234,7 @@ impl Appliance {
                 capacity: self.engine.flows().capacity(),
             },
             interfaces,
+            members: Vec::new(),
             recent_drops: self.recent_drops(),
         }
     }

@@ -2,6 +2,7 @@
 //! over the control socket and prints.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,9 +30,32 @@ pub struct Status {
     pub flows: FlowStatus,
     /// Every interface.
     pub interfaces: Vec<InterfaceStatus>,
+    /// The names of members of groups that a sidecar resolves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberStatus>,
     /// What was dropped last, the latest at the end, where drops are logged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recent_drops: Vec<RecentDrop>,
+}
+
+/// A name that stands for members of groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// The name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<MemberAddress>,
+    /// What went wrong when it was looked up for the last time.
+    pub trouble: Option<String>,
+}
+
+/// An address of a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Milliseconds that it counts for, unless an answer has it again.
+    pub counts_for_ms: u64,
 }
 
 /// A drop, for the status.

@@ -1,19 +1,24 @@
 //! Who carries which group elsewhere: addresses from rule files, and names that are
 //! resolved again and again.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::{DeclaredMember, MemberName};
 use crate::model::GroupIx;
+use crate::observe::{MemberAddress, MemberStatus};
 
-/// How long a name keeps its last addresses while it can't be resolved. Short, as an
-/// address may be somebody else's soon; a resolver that is asked again may miss once.
-pub const KEEP: Duration = Duration::from_secs(10);
-/// Most addresses of one name; those beyond it are left out.
-const MOST: usize = 1024;
+/// Shortest time that an address counts after the last answer that had it, however short
+/// its TTL. A decision: a resolver that is asked again may fail once, and where answers
+/// rotate, addresses don't come and go with each answer.
+pub const COUNTS_AT_LEAST: Duration = Duration::from_secs(10);
+/// Longest, however long its TTL: an address may be somebody else's soon. A decision: the
+/// TTL of AWS's load balancers. Docker's resolver says 600 s of a container that may be gone
+/// in one.
+pub const COUNTS_AT_MOST: Duration = Duration::from_secs(60);
+/// Most addresses of one name; those that would cease to count first are left out.
+const MAX_ADDRESSES: usize = 1024;
 
 /// Names with their addresses.
 #[derive(Debug, Default)]
@@ -23,11 +28,21 @@ pub struct Names {
 
 #[derive(Debug, Default)]
 struct Known {
-    addresses: BTreeSet<IpAddr>,
-    /// When it was resolved for the last time.
-    since: Option<Duration>,
-    /// What went wrong when it was asked for the last time.
+    /// Each address with the moment at which it ceases to count.
+    addresses: BTreeMap<IpAddr, Duration>,
+    /// What went wrong when it was looked up for the last time.
     trouble: Option<String>,
+}
+
+/// What came of looking a name up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It has these addresses, each for so long (TTL).
+    Found(Vec<(IpAddr, Duration)>),
+    /// It has no address, and why.
+    Nothing(String),
+    /// It can't be resolved now, and why.
+    Failed(String),
 }
 
 /// What became of a name.
@@ -71,53 +86,64 @@ impl Names {
         self.known.keys().cloned().collect()
     }
 
-    /// Takes what resolving `name` gave at `now`; what changed, if anything did.
-    pub fn learn(
-        &mut self,
-        name: &str,
-        answer: io::Result<Vec<IpAddr>>,
-        now: Duration,
-    ) -> Option<Change> {
+    /// Takes the answer about `name` that came at `at`; what changed, if anything did.
+    pub fn learn(&mut self, name: &str, answer: Answer, at: Duration) -> Option<Change> {
         let known = self.known.get_mut(name)?;
         match answer {
-            Ok(addresses) => {
-                let addresses: BTreeSet<IpAddr> = addresses.into_iter().take(MOST).collect();
-                let same = addresses == known.addresses && known.trouble.is_none();
-                let first = known.since.is_none();
-                known.addresses = addresses;
-                known.since = Some(now);
-                known.trouble = None;
-                (!same || first).then(|| Change::Resolved {
-                    name: name.to_owned(),
-                    addresses: known.addresses.iter().copied().collect(),
-                })
-            }
-            Err(error) => {
-                let fresh = known.since.is_some_and(|since| now < since + KEEP);
-                let keeps = fresh && !known.addresses.is_empty();
-                let lost = !keeps && !known.addresses.is_empty();
-                if lost {
-                    known.addresses.clear();
+            Answer::Found(found) => {
+                let before: Vec<_> = known.addresses.keys().copied().collect();
+                for (address, ttl) in found {
+                    let until = at + ttl.clamp(COUNTS_AT_LEAST, COUNTS_AT_MOST);
+                    let counts = known.addresses.entry(address).or_default();
+                    *counts = until.max(*counts);
                 }
-                let first = known.trouble.is_none();
-                let why = error.to_string();
-                known.trouble = Some(why.clone());
-                (first || lost).then(|| Change::Failed {
-                    name: name.to_owned(),
-                    why,
-                    keeps,
-                })
+                known.leave_out();
+                let same = known.addresses.keys().copied().eq(before);
+                let was_in_trouble = known.trouble.take().is_some();
+                (!same || was_in_trouble).then(|| known.resolved(name))
             }
+            Answer::Nothing(why) => {
+                let lost = !std::mem::take(&mut known.addresses).is_empty();
+                known.fails(name, why, lost)
+            }
+            Answer::Failed(why) => known.fails(name, why, false),
         }
     }
 
-    /// Names that have no addresses, with the reason where one is known.
-    pub fn unresolved(&self) -> Vec<(String, String)> {
-        let empty = |(name, known): (&String, &Known)| {
-            let why = || known.trouble.clone().unwrap_or_default();
-            known.addresses.is_empty().then(|| (name.clone(), why()))
+    /// Forgets the addresses that count no more at `now`; what changed.
+    pub fn expire(&mut self, now: Duration) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (name, known) in &mut self.known {
+            let before = known.addresses.len();
+            known.addresses.retain(|_, until| *until > now);
+            if known.addresses.len() == before {
+                continue;
+            }
+            if known.addresses.is_empty() {
+                let why = known.trouble.take();
+                let why = why.unwrap_or_else(|| "no answer for too long".to_owned());
+                changes.extend(known.fails(name, why, true));
+            } else {
+                changes.push(known.resolved(name));
+            }
+        }
+        changes
+    }
+
+    /// The state of each name at `now`.
+    pub fn status(&self, now: Duration) -> Vec<MemberStatus> {
+        let status = |(name, known): (&String, &Known)| MemberStatus {
+            name: name.clone(),
+            addresses: (known.addresses.iter())
+                .map(|(address, until)| MemberAddress {
+                    address: *address,
+                    counts_for_ms: u64::try_from(until.saturating_sub(now).as_millis())
+                        .unwrap_or(u64::MAX),
+                })
+                .collect(),
+            trouble: known.trouble.clone(),
         };
-        self.known.iter().filter_map(empty).collect()
+        self.known.iter().map(status).collect()
     }
 
     /// The groups of every address, as far as it is known.
@@ -133,7 +159,7 @@ impl Names {
             match &member.who {
                 MemberName::Address(address) => add(*address, member.group),
                 MemberName::Name(name) => {
-                    let addresses = self.known.get(name).map(|known| &known.addresses);
+                    let addresses = self.known.get(name).map(|known| known.addresses.keys());
                     for address in addresses.into_iter().flatten() {
                         add(*address, member.group);
                     }
@@ -141,6 +167,42 @@ impl Names {
             }
         }
         groups
+    }
+}
+
+impl Known {
+    /// Leaves out the addresses beyond the most that there may be.
+    fn leave_out(&mut self) {
+        let beyond = self.addresses.len().saturating_sub(MAX_ADDRESSES);
+        if beyond == 0 {
+            return;
+        }
+        let mut by_time: Vec<_> = self
+            .addresses
+            .iter()
+            .map(|(it, until)| (*until, *it))
+            .collect();
+        by_time.sort_unstable();
+        for (_, address) in &by_time[..beyond] {
+            self.addresses.remove(address);
+        }
+    }
+
+    fn resolved(&self, name: &str) -> Change {
+        Change::Resolved {
+            name: name.to_owned(),
+            addresses: self.addresses.keys().copied().collect(),
+        }
+    }
+
+    /// Notes what went wrong; said if it is new, or the last addresses are lost by it.
+    fn fails(&mut self, name: &str, why: String, lost: bool) -> Option<Change> {
+        let first = self.trouble.replace(why.clone()).is_none();
+        (first || lost).then(|| Change::Failed {
+            name: name.to_owned(),
+            why,
+            keeps: !self.addresses.is_empty(),
+        })
     }
 }
 
@@ -166,26 +228,40 @@ mod tests {
         }
     }
 
-    fn failed() -> io::Result<Vec<IpAddr>> {
-        Err(io::Error::other("no answer"))
+    fn found(ttl: u64, addresses: &[&str]) -> Answer {
+        Answer::Found(addresses.iter().map(|it| (ip(it), at(ttl))).collect())
+    }
+
+    fn failed() -> Answer {
+        Answer::Failed("no answer".to_owned())
+    }
+
+    fn watched(members: &[DeclaredMember]) -> Names {
+        let mut names = Names::default();
+        names.watch(members);
+        names
+    }
+
+    fn addresses(names: &Names) -> Vec<String> {
+        let groups = names.groups(&[member(0, "web")]);
+        groups.keys().map(IpAddr::to_string).collect()
     }
 
     #[test]
     fn a_name_carries_its_groups_under_every_address() {
         let members = [member(0, "web"), member(1, "web"), member(1, "10.0.0.9")];
-        let mut names = Names::default();
-        names.watch(&members);
+        let mut names = watched(&members);
         assert_eq!(names.names(), ["web"]);
-        let both = vec![ip("10.0.0.1"), ip("fd00::1")];
-        let change = names.learn("web", Ok(both.clone()), at(0));
+        let both = ["10.0.0.1", "fd00::1"];
+        let change = names.learn("web", found(5, &both), at(0));
         assert_eq!(
             change,
             Some(Change::Resolved {
                 name: "web".into(),
-                addresses: both.clone()
+                addresses: both.map(ip).to_vec()
             })
         );
-        assert_eq!(names.learn("web", Ok(both), at(1)), None, "no news");
+        assert_eq!(names.learn("web", found(5, &both), at(1)), None, "no news");
         let groups = names.groups(&members);
         let two = vec![GroupIx::new(0), GroupIx::new(1)];
         assert_eq!(groups[&ip("10.0.0.1")], two);
@@ -194,42 +270,91 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_can_not_be_resolved_loses_its_addresses_after_a_while() {
-        let members = [member(0, "web")];
-        let mut names = Names::default();
-        names.watch(&members);
-        names.learn("web", Ok(vec![ip("10.0.0.1")]), at(0));
+    fn addresses_count_by_the_clock_whether_an_answer_comes_or_not() {
+        // TTL, and the seconds that an address counts.
+        for (ttl, counts) in [(0, 10), (5, 10), (30, 30), (60, 60), (600, 60)] {
+            let mut names = watched(&[member(0, "web")]);
+            names.learn("web", found(ttl, &["10.0.0.1"]), at(0));
+            assert_eq!(names.expire(at(counts - 1)), []);
+            assert_eq!(addresses(&names), ["10.0.0.1"]);
+            let lost = names.expire(at(counts));
+            assert!(
+                matches!(lost[..], [Change::Failed { keeps: false, .. }]),
+                "{ttl}: {lost:?}"
+            );
+            assert!(addresses(&names).is_empty());
+            assert_eq!(names.expire(at(counts + 1)), []);
+        }
+    }
+
+    #[test]
+    fn a_failure_keeps_the_addresses_until_their_time_and_is_said_once() {
+        let mut names = watched(&[member(0, "web")]);
+        names.learn("web", found(5, &["10.0.0.1"]), at(0));
         let keeps = |change| matches!(change, Some(Change::Failed { keeps: true, .. }));
         assert!(keeps(names.learn("web", failed(), at(5))));
-        assert_eq!(names.groups(&members).len(), 1);
         assert!(names.learn("web", failed(), at(8)).is_none(), "said once");
-        let lost = names.learn("web", failed(), at(10));
-        assert!(matches!(lost, Some(Change::Failed { keeps: false, .. })));
-        assert!(names.groups(&members).is_empty());
-        assert_eq!(names.unresolved(), [("web".into(), "no answer".into())]);
-        let back = names.learn("web", Ok(vec![ip("10.0.0.2")]), at(11));
+        let lost = names.expire(at(10));
+        assert!(matches!(lost[..], [Change::Failed { keeps: false, .. }]));
+        assert!(names.learn("web", failed(), at(11)).is_none(), "said once");
+        assert_eq!(
+            names.status(at(11))[0].trouble.as_deref(),
+            Some("no answer")
+        );
+        let back = names.learn("web", found(5, &["10.0.0.2"]), at(11));
         assert!(matches!(back, Some(Change::Resolved { .. })));
     }
 
     #[test]
-    fn a_name_that_moves_leaves_its_old_address_at_once() {
-        let members = [member(0, "web")];
-        let mut names = Names::default();
-        names.watch(&members);
-        names.learn("web", Ok(vec![ip("10.0.0.1")]), at(0));
-        names.learn("web", Ok(vec![ip("10.0.0.2")]), at(1));
-        let groups = names.groups(&members);
-        assert_eq!(groups.keys().copied().collect::<Vec<_>>(), [ip("10.0.0.2")]);
+    fn a_name_that_has_no_address_any_more_loses_its_addresses_at_once() {
+        let mut names = watched(&[member(0, "web")]);
+        names.learn("web", found(60, &["10.0.0.1"]), at(0));
+        let lost = names.learn("web", Answer::Nothing("no such name".into()), at(1));
+        assert!(matches!(lost, Some(Change::Failed { keeps: false, .. })));
+        assert!(addresses(&names).is_empty());
+    }
+
+    #[test]
+    fn addresses_of_rotating_answers_do_not_come_and_go() {
+        let mut names = watched(&[member(0, "web")]);
+        let all = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+        for second in 0..60 {
+            let answer = found(5, &[all[second % 3]]);
+            names.learn("web", answer, at(second as u64));
+            assert!(second < 3 || names.expire(at(second as u64)).is_empty());
+            assert!(second < 3 || addresses(&names) == all);
+        }
+        // One that is in no answer any more goes when its time has passed.
+        for second in 60..70 {
+            names.learn("web", found(5, &all[..2]), at(second));
+            names.expire(at(second));
+        }
+        assert_eq!(addresses(&names), all[..2]);
+    }
+
+    #[test]
+    fn the_addresses_of_a_name_are_bounded_and_the_latest_count() {
+        let mut names = watched(&[member(0, "web")]);
+        for round in 0..3_u8 {
+            let many = (0..2000_u32).map(|n| {
+                let [.., high, low] = n.to_be_bytes();
+                (IpAddr::from([10, round, high, low]), at(60))
+            });
+            names.learn("web", Answer::Found(many.collect()), at(round.into()));
+            let kept = addresses(&names);
+            assert_eq!(kept.len(), MAX_ADDRESSES);
+            let latest = format!("10.{round}.");
+            assert!(kept.iter().all(|address| address.starts_with(&latest)));
+        }
     }
 
     #[test]
     fn names_that_files_no_longer_mention_are_forgotten_and_others_kept() {
-        let mut names = Names::default();
-        names.watch(&[member(0, "web"), member(0, "db")]);
-        names.learn("web", Ok(vec![ip("10.0.0.1")]), at(0));
+        let mut names = watched(&[member(0, "web"), member(0, "db")]);
+        names.learn("web", found(5, &["10.0.0.1"]), at(0));
         names.watch(&[member(1, "web")]);
         assert_eq!(names.names(), ["web"]);
         assert_eq!(names.groups(&[member(1, "web")]).len(), 1);
-        assert_eq!(names.learn("db", Ok(vec![ip("10.0.0.3")]), at(1)), None);
+        assert_eq!(names.learn("db", found(5, &["10.0.0.3"]), at(1)), None);
     }
 }

@@ -54,6 +54,17 @@ impl Guard {
 
     /// One that was started a moment ago.
     pub fn begin(space: &Space, rules: &str, group: &str, more: &[&str]) -> Self {
+        Self::begin_with(space, rules, group, more, || {})
+    }
+
+    /// The same, after a change to the thread that starts it.
+    pub fn begin_with(
+        space: &Space,
+        rules: &str,
+        group: &str,
+        more: &[&str],
+        prepare: impl FnOnce() + Send,
+    ) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("sgwall-sidecar-")
             .tempdir()
@@ -72,7 +83,10 @@ impl Guard {
         arguments.extend(["--group", group]);
         arguments.extend(always.iter().chain(more));
         let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
-        let process = space.run(|| Process::spawn(&mut command(&dir, &arguments)));
+        let process = space.run(|| {
+            prepare();
+            Process::spawn(&mut command(&dir, &arguments))
+        });
         Self {
             space: space.clone(),
             dir,

@@ -1,9 +1,10 @@
 //! The policy of a sidecar, kept what files and names say for as long as it runs.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 use serde_json::json;
 
 use super::Args;
@@ -16,8 +17,35 @@ use crate::cli::{CliError, Outcome, check};
 use crate::config::{self, DeclaredMember, LoadedRules};
 use crate::engine::ReplaceError;
 use crate::model::Model;
+use crate::observe::MemberStatus;
+use crate::sidecar::dns::Family;
 use crate::sidecar::members::{Change, Names};
-use crate::sidecar::world::{self, Asked};
+use crate::sidecar::resolver::Resolver;
+use crate::sidecar::world::{self, Asked, Guarded};
+
+/// The names of members, for the guard and for the status.
+#[derive(Debug)]
+pub(super) struct SharedNames {
+    names: Mutex<Names>,
+    began: Instant,
+}
+
+impl SharedNames {
+    pub(super) fn new(names: Names) -> Self {
+        Self {
+            names: Mutex::new(names),
+            began: Instant::now(),
+        }
+    }
+
+    pub(super) fn status(&self) -> Vec<MemberStatus> {
+        self.lock().status(self.began.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Keeps the policy what files and names say.
 pub(super) struct Guard<'a> {
@@ -26,9 +54,10 @@ pub(super) struct Guard<'a> {
     teller: &'a Teller,
     asked: Asked,
     rules: LoadedRules,
-    names: Names,
+    names: Arc<SharedNames>,
     resolver: Resolver,
-    began: Instant,
+    /// Whether what is known of names is not in force yet.
+    is_behind: bool,
 }
 
 impl<'a> Guard<'a> {
@@ -39,9 +68,14 @@ impl<'a> Guard<'a> {
         teller: &'a Teller,
         asked: Asked,
         rules: LoadedRules,
-        names: Names,
+        names: Arc<SharedNames>,
     ) -> Result<Self, CliError> {
-        let resolver = Resolver::start(Duration::from_secs(args.refresh), names.names())?;
+        let resolver = Resolver::start(
+            Duration::from_secs(args.refresh),
+            families(&standing.guarded),
+            names.lock().names(),
+        )
+        .map_err(signals::failed)?;
         Ok(Self {
             args,
             standing,
@@ -50,7 +84,7 @@ impl<'a> Guard<'a> {
             rules,
             names,
             resolver,
-            began: Instant::now(),
+            is_behind: false,
         })
     }
 
@@ -120,14 +154,11 @@ impl<'a> Guard<'a> {
                 json!({ "diagnostics": [warning] }),
             );
         }
-        let mut names = Names::default();
-        std::mem::swap(&mut names, &mut self.names);
-        names.watch(&rules.members);
-        self.names = names;
+        self.names.lock().watch(&rules.members);
         let model = match self.model(&rules) {
             Ok(model) => model,
             Err(why) => {
-                self.names.watch(&self.rules.members);
+                self.names.lock().watch(&self.rules.members);
                 self.standing.appliance.refuse(why.clone());
                 return self.refused(&why, json!({ "why": why }));
             }
@@ -136,24 +167,30 @@ impl<'a> Guard<'a> {
         match self.standing.appliance.replace(model) {
             Ok(generation) => {
                 self.rules = rules;
-                self.resolver.ask(self.names.names());
+                self.resolver.watch(self.names.lock().names());
+                self.is_behind = false;
                 self.teller.reloaded(before, generation);
             }
             Err(error) => {
-                self.names.watch(&self.rules.members);
+                self.names.lock().watch(&self.rules.members);
                 self.not_replaced(&error);
             }
         }
     }
 
-    /// Takes in what names have turned out to be.
+    /// Takes in what names have turned out to be, and what counts no more.
     fn learn(&mut self) {
-        let mut changed = false;
-        while let Ok((name, answer)) = self.resolver.answers.try_recv() {
-            let Some(change) = self.names.learn(&name, answer, self.began.elapsed()) else {
-                continue;
-            };
-            changed = true;
+        let mut changes = Vec::new();
+        let mut names = self.names.lock();
+        while let Ok((name, answer, at)) = self.resolver.answers.try_recv() {
+            let at = at.saturating_duration_since(self.names.began);
+            changes.extend(names.learn(&name, answer, at));
+        }
+        changes.extend(names.expire(self.names.began.elapsed()));
+        drop(names);
+        let was_behind = self.is_behind;
+        self.is_behind |= !changes.is_empty();
+        for change in changes {
             match change {
                 Change::Resolved { name, addresses } => {
                     let list: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
@@ -177,7 +214,7 @@ impl<'a> Guard<'a> {
                 }
             }
         }
-        if !changed {
+        if !self.is_behind {
             return;
         }
         let model = match self.model(&self.rules) {
@@ -185,14 +222,17 @@ impl<'a> Guard<'a> {
             // The rules in force had these groups.
             Err(why) => return self.refused(&why, json!({ "why": why })),
         };
-        if let Err(error) = self.standing.appliance.replace(model) {
-            self.not_replaced(&error);
+        match self.standing.appliance.replace(model) {
+            Ok(_) => self.is_behind = false,
+            // It is tried again, and said once.
+            Err(error) if !was_behind => self.not_replaced(&error),
+            Err(_) => {}
         }
     }
 
     fn model(&self, rules: &LoadedRules) -> Result<Model, String> {
         let members: &[DeclaredMember] = &rules.members;
-        let groups = self.names.groups(members);
+        let groups = self.names.lock().groups(members);
         world::model(rules, &self.asked, &self.standing.guarded, groups)
             .map_err(|unknown| unknown.to_string())
     }
@@ -219,51 +259,16 @@ impl<'a> Guard<'a> {
     }
 }
 
-/// Resolves names, again and again, on a thread of its own: an answer may take long.
-struct Resolver {
-    asked: Sender<Vec<String>>,
-    answers: Receiver<Answer>,
-}
-
-/// A name and its addresses.
-type Answer = (String, std::io::Result<Vec<IpAddr>>);
-
-impl Resolver {
-    fn start(every: Duration, names: Vec<String>) -> Result<Self, CliError> {
-        let (asked, wanted) = channel::unbounded::<Vec<String>>();
-        let (tell, answers) = channel::unbounded();
-        std::thread::Builder::new()
-            .name("sgwall-names".to_owned())
-            .spawn(move || resolve(every, names, &wanted, &tell))
-            .map_err(signals::failed)?;
-        Ok(Self { asked, answers })
-    }
-
-    /// Resolves these names from now on, at once for the first time.
-    fn ask(&self, names: Vec<String>) {
-        let _ = self.asked.send(names);
-    }
-}
-
-fn resolve(
-    every: Duration,
-    mut names: Vec<String>,
-    wanted: &Receiver<Vec<String>>,
-    tell: &Sender<Answer>,
-) {
-    loop {
-        for name in &names {
-            let answer = (name.as_str(), 0)
-                .to_socket_addrs()
-                .map(|found| found.map(|address| address.ip()).collect::<Vec<_>>());
-            if tell.send((name.clone(), answer)).is_err() {
-                return;
-            }
-        }
-        match wanted.recv_timeout(every) {
-            Ok(others) => names = others,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-    }
+/// The kinds of addresses by which an interface reaches others; both if it has none.
+fn families(guarded: &[Guarded]) -> Vec<Family> {
+    let addresses = || guarded.iter().flat_map(|it| &it.addresses);
+    let of_link = Ipv6Addr::is_unicast_link_local;
+    let v4 = addresses().any(IpAddr::is_ipv4);
+    let v6 = addresses().any(|it| matches!(it, IpAddr::V6(v6) if !of_link(v6)));
+    let mut families = vec![Family::V4, Family::V6];
+    families.retain(|family| match family {
+        Family::V4 => v4 || !v6,
+        Family::V6 => v6 || !v4,
+    });
+    families
 }

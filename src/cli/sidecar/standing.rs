@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::BindToDevice;
+use serde_json::json;
 
+use super::guard::SharedNames;
 use crate::cli::standing::{answer, chain};
 use crate::cli::{CliError, signals};
 use crate::engine::{Appliance, Options, prover_addresses};
@@ -159,7 +161,12 @@ impl Closed {
 
 impl Unprivileged {
     /// Starts the appliance and proves it.
-    pub(super) fn up(self, model: &Model, options: Options) -> Result<Standing, CliError> {
+    pub(super) fn up(
+        self,
+        model: &Model,
+        options: Options,
+        names: Arc<SharedNames>,
+    ) -> Result<Standing, CliError> {
         let Self {
             closed,
             keeper,
@@ -185,7 +192,15 @@ impl Unprivileged {
         let server = Server::bind(&closed.session)?;
         let asked = Arc::clone(&appliance);
         let name = closed.session.name().to_owned();
-        let serving = server.serve(move |request| answer(&request, &name, &asked, None))?;
+        let serving = server.serve(move |request| {
+            let mut response = answer(&request, &name, &asked, None);
+            if request.op == "status"
+                && let Some(fields) = response.body.as_object_mut()
+            {
+                fields.insert("members".to_owned(), json!(names.status()));
+            }
+            response
+        })?;
         Ok(Standing {
             _serving: serving,
             appliance,

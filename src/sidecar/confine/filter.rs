@@ -25,7 +25,7 @@ use super::ConfineError;
 pub enum Reach {
     /// Packets, its control socket and its files.
     Packets,
-    /// Beside them nf_tables, to give the interfaces back in the end. It takes
+    /// Beside them netlink, to give the interfaces back in the end. It takes
     /// `NET_ADMIN` too, to be kept in [`drop_capabilities`](super::drop_capabilities).
     GivingBack,
 }
@@ -78,7 +78,7 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_clock_getres,
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
-    // The control socket and the resolver's sockets; which there may be: `socket`.
+    // The control socket and the sockets for names; which there may be: `socket`.
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_bind,
@@ -176,17 +176,11 @@ const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWNS
 /// `PR_SET_VMA`, by which glibc names its memory (uapi/linux/prctl.h).
 const PR_SET_VMA: libc::c_int = 0x5356_4d41;
 
-/// The options of sockets that may be set: time limits of the control socket, and what
-/// resolvers set. Not `SO_MARK`, nor filters, nor anything of packet sockets.
-const OPTIONS: [(libc::c_int, libc::c_int); 9] = [
+/// The options of sockets that may be set: time limits of the control socket, and what giving
+/// back sets. Not `SO_MARK`, nor filters, nor anything of packet sockets.
+const OPTIONS: [(libc::c_int, libc::c_int); 3] = [
     (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
     (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
-    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
-    (libc::IPPROTO_IP, libc::IP_RECVERR),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
-    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
-    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
-    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT),
     (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
 ];
 
@@ -273,8 +267,8 @@ fn conditional(reach: Reach) -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendErro
     ])
 }
 
-/// The sockets that may be made: TCP and UDP, Unix, and netlink where it tells of
-/// addresses and routes, which glibc's resolver asks for to put answers in order.
+/// The sockets that may be made: TCP and UDP, for names; Unix; and netlink to give the
+/// interfaces back.
 fn sockets(reach: Reach) -> Result<Vec<SeccompRule>, BackendError> {
     // The kind shares its argument with SOCK_CLOEXEC and SOCK_NONBLOCK; SOCK_TYPE_MASK
     // (linux/net.h).
@@ -297,12 +291,12 @@ fn sockets(reach: Reach) -> Result<Vec<SeccompRule>, BackendError> {
     for stream in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
         rules.push(rule(vec![int(0, libc::AF_UNIX)?, kind(stream)?])?);
     }
-    let mut netlink = vec![libc::NETLINK_ROUTE];
-    if reach == Reach::GivingBack {
-        netlink.push(libc::NETLINK_NETFILTER);
-    }
+    let netlink: &[libc::c_int] = match reach {
+        Reach::Packets => &[],
+        Reach::GivingBack => &[libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER],
+    };
     for protocol in netlink {
-        rules.push(rule(vec![int(0, libc::AF_NETLINK)?, int(2, protocol)?])?);
+        rules.push(rule(vec![int(0, libc::AF_NETLINK)?, int(2, *protocol)?])?);
     }
     Ok(rules)
 }

@@ -325,3 +325,18 @@ fn engine_and_oracle_agree_on_what_passes_a_sidecar() {
     }
     assert_eq!(compared, 2 * 6 * 25 * 2);
 }
+
+#[test]
+fn names_of_members_are_bounded() {
+    let load = |count: usize| {
+        let names: Vec<String> = (0..count).map(|number| format!("web-{number}")).collect();
+        let text = format!(
+            "security_groups: {{ web: {{ members: [{}] }} }}\n",
+            names.join(", ")
+        );
+        load_rule_sources(&[("rules.yaml", &text)], Options::default())
+    };
+    assert_eq!(load(1024).unwrap().members.len(), 1024);
+    let refused = load(1025).unwrap_err().to_string();
+    assert!(refused.contains("more than 1024 names"), "{refused}");
+}
