@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use crate::engine::{Engine, EngineError};
 use crate::link::MemoryLink;
@@ -42,7 +43,10 @@ const FORBIDDEN: u16 = 61_002;
 /// The port that the prover sends from. Another than it receives at, or what
 /// goes one way would pass as the answer to what came the other way.
 const SOURCE: u16 = 61_003;
-/// How long all probes together may take to arrive.
+/// How many addresses are proven together, each with two sockets, unless one interface has
+/// more: within the descriptors that a lab allows itself beside those of its devices. A decision.
+const AT_A_TIME: usize = 192;
+/// How long the probes that are sent together may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// When probes are sent again. The kernel adds the route by which a new IPv6
 /// address receives from a queue of its own, and on a busy machine the first
@@ -99,7 +103,7 @@ impl Prover {
         engine: &Engine,
         mut open: impl FnMut(InterfaceIx, SocketAddr) -> io::Result<UdpSocket>,
     ) -> Vec<Proof> {
-        let mut probes = Vec::new();
+        let mut probes: Vec<Probe> = Vec::new();
         let mut proofs = Vec::new();
         let prover = self.model.interfaces.len() - 1;
         for (at, interface) in self.model.interfaces().take(prover) {
@@ -108,38 +112,40 @@ impl Prover {
                 continue;
             }
             proofs.push(Proof::Pending);
-            for address in &interface.addresses {
-                let sockets =
-                    open(at, SocketAddr::new(address.private, ALLOWED)).and_then(|allowed| {
-                        let forbidden = open(at, SocketAddr::new(address.private, FORBIDDEN))?;
-                        Ok((allowed, forbidden))
-                    });
-                match sockets {
-                    Ok((allowed, forbidden)) => probes.push(Probe {
-                        at,
-                        address: address.private,
-                        allowed,
-                        forbidden,
-                        of: interface.addresses.len() as u64,
-                        left: Seen::default(),
-                    }),
-                    Err(error) => {
-                        proofs[at.ix()] = Proof::Unproven {
-                            why: format!("opening a socket on {}: {error}", address.private),
-                        };
-                    }
+            if probes.len() + interface.addresses.len() > AT_A_TIME {
+                self.prove_those(engine, &mut probes, &mut proofs);
+            }
+            let mut opened = probes_of(at, interface, &mut open);
+            if matches!(&opened, Err((_, error)) if are_too_many(error)) && !probes.is_empty() {
+                // The sockets of those before are in the way.
+                self.prove_those(engine, &mut probes, &mut proofs);
+                opened = probes_of(at, interface, &mut open);
+            }
+            match opened {
+                Ok(opened) => probes.extend(opened),
+                Err((address, error)) => {
+                    proofs[at.ix()] = Proof::Unproven {
+                        why: format!("opening a socket on {address}: {error}"),
+                    };
                 }
             }
         }
-        for probe in &probes {
+        self.prove_those(engine, &mut probes, &mut proofs);
+        proofs
+    }
+
+    /// Sends the probes, judges what arrives, and closes their sockets. Interfaces have all of
+    /// theirs among them, for what is dropped is counted together.
+    fn prove_those(&self, engine: &Engine, probes: &mut Vec<Probe>, proofs: &mut [Proof]) {
+        for probe in probes.iter() {
             if let Err(error) = self.send(probe) {
                 proofs[probe.at.ix()] = Proof::Unproven {
                     why: format!("sending a probe from {}: {error}", probe.address),
                 };
             }
         }
-        self.collect(engine, &mut probes);
-        for probe in &probes {
+        self.collect(engine, probes);
+        for probe in probes.iter() {
             if let Some(failed) = probe.failed_check(engine) {
                 let drops = engine.counters().traffic(probe.at).drops;
                 let full = if drops[DropReason::FlowTableFull as usize] > 0 {
@@ -154,7 +160,7 @@ impl Prover {
                 proofs[probe.at.ix()] = Proof::Proven;
             }
         }
-        proofs
+        probes.clear();
     }
 
     fn send(&self, probe: &Probe) -> io::Result<()> {
@@ -238,6 +244,38 @@ impl Prover {
             IpAddr::V6(_) => self.v6.into(),
         }
     }
+}
+
+/// Opens the sockets of an interface: probes of all its addresses, or the one that none could
+/// be opened on, and why.
+fn probes_of(
+    at: InterfaceIx,
+    interface: &Interface,
+    open: &mut impl FnMut(InterfaceIx, SocketAddr) -> io::Result<UdpSocket>,
+) -> Result<Vec<Probe>, (IpAddr, io::Error)> {
+    let of = interface.addresses.len() as u64;
+    let probe = |address: &Address| {
+        let address = address.private;
+        let mut open =
+            |port| open(at, SocketAddr::new(address, port)).map_err(|error| (address, error));
+        Ok(Probe {
+            at,
+            address,
+            allowed: open(ALLOWED)?,
+            forbidden: open(FORBIDDEN)?,
+            of,
+            left: Seen::default(),
+        })
+    };
+    interface.addresses.iter().map(probe).collect()
+}
+
+/// Whether a descriptor was refused for there being so many, in the process or the system.
+fn are_too_many(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EMFILE | Errno::ENFILE)
+    )
 }
 
 /// Puts the model's own policy in force after a proof: with no flows and with
