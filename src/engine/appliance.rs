@@ -296,7 +296,7 @@ impl Appliance {
     fn proof(&self, at: InterfaceIx) -> Proof {
         if self.engine.is_broken(at) {
             return Proof::Unproven {
-                why: "its device is gone, nothing passes".to_owned(),
+                why: "its device is down or gone, nothing passes".to_owned(),
             };
         }
         self.proofs.get(at.ix()).cloned().unwrap_or(Proof::Pending)

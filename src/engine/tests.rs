@@ -168,6 +168,54 @@ impl Link for SocketLink {
     }
 }
 
+/// A link that can't be read while its device is down.
+#[derive(Debug)]
+struct DownAndUp(MemoryLink, AtomicBool);
+
+impl Link for DownAndUp {
+    fn recv(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(nix::errno::Errno::ENETDOWN.into());
+        }
+        self.0.recv(buffer)
+    }
+
+    fn send(&self, envelope: Envelope, frame: &[u8], shape: Shape) -> std::io::Result<()> {
+        self.0.send(envelope, frame, shape)
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::Wakes
+    }
+
+    fn wake_with(&self, waker: Arc<mio::Waker>) {
+        self.0.wake_with(waker);
+    }
+}
+
+#[test]
+fn a_link_that_can_be_read_again_is_broken_no_more() {
+    let flaky = Arc::new(DownAndUp(MemoryLink::new(16), AtomicBool::new(false)));
+    let other = Arc::new(MemoryLink::new(16));
+    let links: Vec<Arc<dyn Link>> = vec![Arc::clone(&flaky) as _, Arc::clone(&other) as _];
+    let policy = Policy::compile(&model(53), None);
+    let engine = Engine::start(links, policy, Options::default()).unwrap();
+    let a = InterfaceIx::new(A);
+    for n in 0..3 {
+        flaky.1.store(true, Ordering::Relaxed);
+        flaky.0.inject(udp(4000, 53, n)).unwrap();
+        wait_until("it is broken", || engine.is_broken(a));
+        flaky.1.store(false, Ordering::Relaxed);
+        flaky.0.inject(udp(4000, 53, n)).unwrap();
+        wait_until("it works again", || !engine.is_broken(a));
+        let mut arrived = 0;
+        wait_until("what was sent arrives", || {
+            arrived += usize::from(other.take().is_some());
+            arrived == 2
+        });
+    }
+}
+
 #[test]
 fn a_worker_that_lingers_hears_of_swaps_and_of_the_end() {
     for _ in 0..5 {

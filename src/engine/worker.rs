@@ -245,16 +245,30 @@ impl Worker {
                 return self.cannot_read(link, &error);
             }
         }
+        self.works(link);
         Left::More
+    }
+
+    /// Takes note that a link can be read, perhaps again.
+    #[inline]
+    fn works(&self, link: usize) {
+        let broken = &self.shared.broken[link];
+        if broken.load(Ordering::Relaxed) {
+            broken.store(false, Ordering::Relaxed);
+            tracing::info!(link, "a link can be read again");
+        }
     }
 
     fn cannot_read(&self, link: usize, error: &io::Error) -> Left {
         match error.kind() {
-            ErrorKind::WouldBlock => Left::Nothing,
+            ErrorKind::WouldBlock => {
+                self.works(link);
+                Left::Nothing
+            }
             ErrorKind::Interrupted => Left::More,
             _ => {
-                // The device is gone. Nothing passes it any more, and the status
-                // says so.
+                // The device is down or gone. Nothing passes it until it can be read
+                // again, and the status says so.
                 self.shared.broken[link].store(true, Ordering::Relaxed);
                 // Whoever started the engine knows its name, and tells.
                 tracing::debug!(link, %error, "reading from a link failed");
