@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+
 use crate::packet::Shape;
 use crate::packet::ethernet::HEADER;
 use crate::policy::DropReason;
@@ -70,7 +72,7 @@ pub trait Link: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `WouldBlock` when there is none now; anything else means that the link
-    /// is broken or gone.
+    /// is broken, until it can be read again, or gone.
     fn recv(&self, buffer: &mut [u8]) -> io::Result<Received>;
 
     /// Writes one frame of a shape that [`Link::offloads`] takes, whole or not at
@@ -133,6 +135,30 @@ impl Received {
             shape: Ok(Shape::Whole),
             envelope: Envelope::NONE,
         }
+    }
+
+    /// A frame that is no packet to be judged.
+    pub(crate) fn unreadable(start: usize, length: usize, reason: DropReason) -> Self {
+        Self {
+            start,
+            length,
+            shape: Err(reason),
+            envelope: Envelope::NONE,
+        }
+    }
+
+    /// What it means that a device gives an `error` for a frame. `EINVAL` is about that frame,
+    /// a super-packet that the offload header has no words for: it is lost, and others may
+    /// follow. All else is about the device.
+    ///
+    /// # Errors
+    /// What is about the device.
+    #[cold]
+    pub(crate) fn lost(error: io::Error) -> io::Result<Self> {
+        if error.raw_os_error() == Some(Errno::EINVAL as i32) {
+            return Ok(Self::unreadable(0, 0, DropReason::Malformed));
+        }
+        Err(error)
     }
 
     /// The frame, in the buffer that it was read into.

@@ -33,7 +33,7 @@ pub use nat::{rewrite_destination, rewrite_source};
 pub use original::Original;
 pub use parse::{ParseError, parse};
 pub use segments::{NotSegmented, first_segment, segment};
-pub use shape::{Segments, Shape, Summed, Unsummed};
+pub use shape::{Segments, Shape, Summed, Tunnel, Unsummed, payload_start};
 pub use split::{NotSplit, split};
 pub use too_big::too_big;
 

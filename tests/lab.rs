@@ -36,6 +36,7 @@ const TESTS: &[(&str, fn())] = harness::tests![
     floor::a_packet_on_the_link_reaches_a_socket,
     offload::a_burst_crosses_a_link_as_one_frame,
     offload::without_offload_packets_cross_one_by_one,
+    offload::frames_made_to_be_refused_take_no_offload_from_their_receiver,
     floor::an_idle_lab_sends_nothing,
     floor::replies_leave_by_the_interface_that_has_their_source,
     floor::down_leaves_nothing,

@@ -38,8 +38,13 @@ mod lifecycle;
 mod mtu;
 #[path = "scenarios/net.rs"]
 mod net;
+#[path = "sidecar/netlink.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod netlink;
 #[path = "scenarios/offload.rs"]
 mod offload;
+#[path = "scenarios/offload_tunnels.rs"]
+mod offload_tunnels;
 #[path = "scenarios/offload_udp.rs"]
 mod offload_udp;
 #[path = "scenarios/ordinary_user.rs"]

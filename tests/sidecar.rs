@@ -56,6 +56,7 @@ const TESTS: &[(&str, fn())] = harness::tests![
     story::a_saved_rule_counts_within_a_second_and_an_open_session_goes_on,
     story::an_open_session_goes_on_after_the_sidecar_was_killed_and_started_again,
     story::what_is_sent_arrives_as_it_was,
+    story::what_is_sent_through_a_tunnel_arrives_as_it_was,
     story::six_sidecars_on_one_bridge_enforce_each_for_itself,
     story::the_workload_keeps_its_name_address_and_mac,
     bypass::nothing_forbidden_leaves_a_guarded_workload_however_it_is_sent,

@@ -220,7 +220,7 @@ impl Worker {
                 let envelope = received.envelope;
                 let shape = match received.shape {
                     Ok(shape) => {
-                        bulk |= matches!(shape, Shape::Segments(_));
+                        bulk |= shape.in_segments().is_some();
                         shape
                     }
                     Err(reason) => {

@@ -78,7 +78,7 @@ impl Coalescer {
         offloads: Offloads,
         mut send: impl FnMut(Ends, &[u8], Shape),
     ) {
-        if let Shape::Segments(_) = shape {
+        if shape.in_segments().is_some() {
             // Writing it takes as long as many packets: nothing waits for that.
             self.flush(&mut send);
             return send(ends, frame, shape);

@@ -133,7 +133,9 @@ impl Link for OuterLink {
 
     #[inline]
     fn offloads(&self) -> Offloads {
-        self.0.socket.device().offloads()
+        // Both ends ask the same of the kernel, and the TAP device was tried out.
+        let tried = self.0.tap.0.offloads();
+        self.0.socket.device().offloads().in_common(tried)
     }
 
     fn readiness(&self) -> Readiness<'_> {
@@ -148,11 +150,7 @@ impl Wire {
         for _ in 0..BUDGET {
             let arrival = match self.read(side, buffer) {
                 Ok(arrival) => arrival,
-                // A super-packet that the offload header has no words for; it is lost.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    return Ok(unreadable(0, 0, DropReason::Malformed));
-                }
-                Err(error) => return Err(error),
+                Err(error) => return Received::lost(error),
             };
             if let Some(received) = self.look(side, &arrival, buffer) {
                 return Ok(received);
@@ -185,7 +183,7 @@ impl Wire {
                 return self.hand_over(side, arrival, &frame[..length]);
             }
             Ok(Content::NotForUs) => return None,
-            Err(reason) => return Some(unreadable(start, rest, reason)),
+            Err(reason) => return Some(Received::unreadable(start, rest, reason)),
         };
         let &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = frame else {
             return None;
@@ -213,7 +211,7 @@ impl Wire {
             .is_some_and(|header| virtio::decode(header, frame) != Ok(Shape::Whole))
         {
             let (start, length) = (arrival.start + HEADER, frame.len() - HEADER);
-            return Some(unreadable(start, length, DropReason::Malformed));
+            return Some(Received::unreadable(start, length, DropReason::Malformed));
         }
         let (below, message) = frame.split_at(HEADER);
         if let Err(error) = self.other(side).write(below, message, Shape::Whole) {
@@ -238,16 +236,6 @@ impl fmt::Debug for Wire {
             .field("mac", &self.mac)
             .field("addresses", &self.addresses.load())
             .finish()
-    }
-}
-
-/// A frame that is no packet to be judged.
-fn unreadable(start: usize, length: usize, reason: DropReason) -> Received {
-    Received {
-        start,
-        length,
-        shape: Err(reason),
-        envelope: Envelope::NONE,
     }
 }
 

@@ -1,13 +1,6 @@
 //! What a link does so that nobody else has to.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use crate::packet::{Shape, Summed};
-
-/// How many frames in a row a device may refuse until an offload is given up. One
-/// could be of an oddity that whoever sent it meant to be refused; some kernels
-/// (6.1 to 6.10 had such in their stable series) refuse all.
-const REFUSALS: u8 = 8;
 
 /// Whether a link is to have offloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,11 +35,18 @@ impl Offloads {
         Self(self.0 | others.0)
     }
 
+    /// Those that are among both.
+    #[must_use]
+    pub const fn in_common(self, others: Self) -> Self {
+        Self(self.0 & others.0)
+    }
+
     /// What is left without the one that frames of `shape` need.
     #[must_use]
     pub fn without(self, shape: Shape) -> Self {
         match shape {
-            Shape::Whole => self,
+            // No link takes those of a tunnel.
+            Shape::Whole | Shape::Tunnel(_) => self,
             // All of them leave checksums to be computed.
             Shape::Partial(_) => Self::NONE,
             Shape::Segments(segments) => match segments.unsummed.protocol {
@@ -63,6 +63,7 @@ impl Offloads {
             Shape::Whole => true,
             Shape::Partial(_) => self.0 & Self::CHECKSUM.0 != 0,
             Shape::Segments(segments) => self.join(segments.unsummed.protocol),
+            Shape::Tunnel(_) => false,
         }
     }
 
@@ -74,54 +75,6 @@ impl Offloads {
             Summed::Udp => Self::UDP,
         };
         self.0 & needed.0 == needed.0
-    }
-}
-
-/// The offloads that a device was granted, less those that it turned out not to have.
-#[derive(Debug)]
-pub(super) struct Granted {
-    /// [`Offloads`] as bits.
-    offloads: AtomicU8,
-    /// Frames that were refused since one was taken.
-    refused: AtomicU8,
-}
-
-impl Granted {
-    pub(super) fn new(offloads: Offloads) -> Self {
-        Self {
-            offloads: AtomicU8::new(offloads.0),
-            refused: AtomicU8::new(0),
-        }
-    }
-
-    /// What is left of them.
-    #[inline]
-    pub(super) fn now(&self) -> Offloads {
-        Offloads(self.offloads.load(Ordering::Relaxed))
-    }
-
-    /// A frame that needs an offload was taken.
-    #[inline]
-    pub(super) fn taken(&self) {
-        // Looked at first: nothing that workers share is written for each packet.
-        if self.refused.load(Ordering::Relaxed) > 0 {
-            self.refused.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// A frame of that shape was refused; whether its offload is given up now.
-    pub(super) fn refused(&self, shape: Shape) -> bool {
-        // Of what several workers count at once some may be lost; others follow.
-        let refused = self.refused.load(Ordering::Relaxed).saturating_add(1);
-        self.refused.store(refused, Ordering::Relaxed);
-        let now = self.now();
-        let gives_up = refused >= REFUSALS && now.take(shape);
-        if gives_up {
-            let left = now.without(shape).0;
-            self.offloads.store(left, Ordering::Relaxed);
-            self.refused.store(0, Ordering::Relaxed);
-        }
-        gives_up
     }
 }
 
@@ -144,23 +97,6 @@ mod tests {
             size: 1,
             ecn: false,
         })
-    }
-
-    #[test]
-    fn an_offload_is_given_up_once_frames_are_refused_in_a_row() {
-        let granted = Granted::new(Offloads::ALL);
-        let refuse = |times| {
-            (0..times)
-                .filter(|_| granted.refused(segments(Summed::Udp)))
-                .count()
-        };
-        assert_eq!(refuse(REFUSALS - 1), 0);
-        granted.taken();
-        assert_eq!(refuse(REFUSALS - 1), 0);
-        assert_eq!(granted.now(), Offloads::ALL);
-        // Said once, for whoever logs it.
-        assert_eq!(refuse(3 * REFUSALS), 1);
-        assert_eq!(granted.now(), Offloads::TCP);
     }
 
     #[test]

@@ -44,10 +44,10 @@ impl From<u64> for Secret {
 /// nor those that came with an 802.1Q tag which the kernel has taken off.
 ///
 /// The kernel segments and sums up what it is given for a device that can't, so all shapes may
-/// be sent. What arrives comes as the device gave it, super-packets unsplit.
-/// Those of kinds that the offload header has no words for (inside tunnels, of SCTP;
-/// of UDP before Linux 6.2) the kernel doesn't hand over: they are lost and counted as
-/// malformed.
+/// be sent that it knows (those of UDP since Linux 6.2). What arrives comes as the device gave it,
+/// super-packets unsplit, those of tunnels too.
+/// Those of kinds that the offload header has no words for (of SCTP; of UDP before Linux 6.2)
+/// the kernel doesn't hand over: they are lost and counted as malformed.
 #[derive(Debug)]
 pub struct PacketSocket(Device);
 
@@ -86,8 +86,6 @@ impl PacketSocket {
         // Which groups are wanted is known at the other end only.
         sys::hear_all_groups(&fd, index).map_err(|error| failed("hear multicast frames", error))?;
         sys::bind(&fd, index).map_err(|error| failed("bind to the device", error))?;
-        // USO came with Linux 6.2. Before that super-packets of UDP are refused, sent one by
-        // one, and after a few not tried any more.
         let offloads = match offload {
             Offload::Granted => Offloads::ALL,
             Offload::Off => Offloads::NONE,

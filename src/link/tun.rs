@@ -10,12 +10,15 @@ use tun::{AbstractDevice, Configuration, Layer};
 use super::device::Device;
 use super::{Envelope, Link, Offload, Offloads, Readiness, Received, virtio};
 use crate::packet::Shape;
+use crate::packet::ethernet::HEADER;
 use crate::policy::DropReason;
 
 mod ioctl;
 
 /// Longest name of a network device: `IFNAMSIZ` less its closing zero.
 const MAX_NAME: usize = 15;
+/// Ethernet's header before an IPv4 packet that no station sent to none.
+const ETHERNET: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0];
 
 /// A TUN device, open and non-blocking. It is not persistent: when the last
 /// descriptor closes, however the process ended, the device is gone and with
@@ -64,15 +67,18 @@ impl Tap {
 impl Link for TunLink {
     #[inline]
     fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let arrival = self.0.read(buffer)?;
+        let arrival = match self.0.read(buffer) {
+            Ok(arrival) => arrival,
+            Err(error) => return Received::lost(error),
+        };
         let Some(header) = arrival.header else {
             return Ok(Received::whole(arrival.length));
         };
-        let frame = &buffer[arrival.start..][..arrival.length];
+        let frame = &mut buffer[arrival.start..][..arrival.length];
         Ok(Received {
             start: arrival.start,
             length: arrival.length,
-            shape: virtio::decode(header, frame).map_err(|_| DropReason::Malformed),
+            shape: virtio::settle(0, header, frame).map_err(|_| DropReason::Malformed),
             envelope: Envelope::NONE,
         })
     }
@@ -122,7 +128,11 @@ fn open(name: &str, layer: Layer, offload: Offload) -> io::Result<Device> {
     Ok(match offload {
         Offload::Granted => {
             let offloads = ioctl::most_offloads(&fd)?;
-            Device::with_header(name, fd, offloads)
+            let below: &[u8] = match layer {
+                Layer::L2 => &ETHERNET,
+                Layer::L3 => &[],
+            };
+            Device::with_header(name, fd, offloads).tried_out(below)
         }
         Offload::Off => Device::bare(name, fd),
     })
@@ -137,7 +147,19 @@ fn into_io(error: tun::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    #[test]
+    fn a_frame_that_the_kernel_has_no_header_for_is_lost_and_the_device_is_not() {
+        // Nobody can read from a socket that listens: EINVAL.
+        let dir = tempfile::tempdir().unwrap();
+        let fd = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let link = TunLink(Device::bare("eth0".to_owned(), fd.into()));
+        let received = link.recv(&mut [0; 4]).unwrap();
+        assert_eq!(received.shape, Err(DropReason::Malformed));
+    }
 
     #[test]
     fn names_that_no_device_can_have_are_refused_before_the_kernel_sees_them() {

@@ -5,7 +5,7 @@
 //! The kernel writes it, but whoever has a raw socket with `PACKET_VNET_HDR` in a
 //! namespace says what: nothing in it is believed unless the frame bears it out.
 
-use crate::packet::{Shape, Summed, sum};
+use crate::packet::{Segments, Shape, Summed, payload_start, sum};
 
 /// Bytes of the header.
 pub const HEADER: usize = 10;
@@ -25,8 +25,14 @@ const GSO_ECN: u8 = 0x80;
 /// Linux's `GSO_BY_FRAGS`: a size that says that there is none.
 const BY_FRAGS: u16 = 0xffff;
 
-/// IANA's number of SCTP, whose checksum is a CRC (RFC 9260 §6.8).
-const SCTP: u8 = 132;
+/// Bytes of TCP options and payload in Linux's smallest segment, `TCP_MIN_SND_MSS`
+/// (net/tcp.h).
+const LEAST_SEGMENT: u16 = 48;
+/// Most segments in a super-packet of TCP. A decision: 64 KiB in Linux's smallest segments
+/// with timestamps, which have 36 bytes of payload, are 1,820.
+const MOST_SEGMENTS: usize = 2048;
+/// Likewise of UDP: Linux's `UDP_MAX_SEGMENTS` (linux/udp.h), 64 before Linux 6.10.
+const MOST_DATAGRAMS: usize = 128;
 
 /// A header that its frame doesn't bear out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +44,8 @@ pub struct OddHeader;
 ///
 /// # Errors
 /// [`OddHeader`] for segments or a checksum that the frame can't have, or of a kind
-/// that was never agreed on.
+/// that was never agreed on; and for more or smaller segments than a kernel makes: each
+/// would cost a receiver without offloads a write.
 #[inline]
 pub fn decode(header: [u8; HEADER], frame: &[u8]) -> Result<Shape, OddHeader> {
     decode_behind(0, header, frame)
@@ -72,36 +79,58 @@ pub fn decode_behind(before: u16, header: [u8; HEADER], frame: &[u8]) -> Result<
     decode_unsummed(flags, gso_type, size, start, offset, frame)
 }
 
-/// As [`decode_behind`], for frames of others' making: a checksum that is left to be computed and is
-/// not the packet's own (inside a tunnel), is computed here and now, as a device does, so
-/// that the packet is whole.
+/// As [`decode_behind`], and what is left to be done may be that of a packet which the frame
+/// carries in its payload, through a tunnel. A checksum is computed here and now, as a device does,
+/// so that the packet is whole; super-packets are [`Shape::Tunnel`]. The headers that rules look
+/// at are never written to.
 ///
 /// # Errors
-/// [`OddHeader`] likewise, and for SCTP, whose checksum is of another kind.
+/// [`OddHeader`] likewise, and for what is neither the frame's own nor all in its payload.
 #[inline]
 pub fn settle(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Result<Shape, OddHeader> {
-    decode_behind(before, header, frame).or_else(|odd| {
-        let done = sum_up(before, header, frame);
-        done.map(|()| Shape::Whole).ok_or(odd)
-    })
+    decode_behind(before, header, frame)
+        .or_else(|odd| settle_inside(before, header, frame).ok_or(odd))
 }
 
-/// Computes the checksum that `header` tells of; `None` if it tells of anything else.
+/// What `header` tells of a packet inside of `frame`, whose checksum is computed unless there
+/// are several.
 #[cold]
-fn sum_up(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Option<()> {
-    let [flags, GSO_NONE, _, _, _, _, start_0, start_1, at_0, at_1] = header else {
-        return None;
-    };
-    let (ip_header, carries) = match is_v6(frame) {
-        true => (40, *frame.get(6)?),
-        false => (20, *frame.get(9)?),
-    };
-    let start = usize::from(u16::from_ne_bytes([start_0, start_1]).checked_sub(before)?);
-    let offset = usize::from(u16::from_ne_bytes([at_0, at_1]));
-    if flags & !DATA_VALID != NEEDS_CSUM || start < ip_header || carries == SCTP {
+fn settle_inside(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Option<Shape> {
+    let [
+        flags,
+        gso_type,
+        _,
+        _,
+        size_0,
+        size_1,
+        start_0,
+        start_1,
+        at_0,
+        at_1,
+    ] = header;
+    let start = u16::from_ne_bytes([start_0, start_1]).checked_sub(before)?;
+    let offset = u16::from_ne_bytes([at_0, at_1]);
+    if flags & !DATA_VALID != NEEDS_CSUM {
         return None;
     }
-    let covered = frame.get_mut(start..)?;
+    if gso_type != GSO_NONE {
+        let size = u16::from_ne_bytes([size_0, size_1]);
+        let shape = Shape::tunnel(frame, start, size, gso_type & GSO_ECN != 0)?;
+        let (Shape::Tunnel(tunnel), segments) = (shape, shape.in_segments()?) else {
+            return None;
+        };
+        let inside = frame.get(usize::from(tunnel.inside)..)?;
+        let agrees = size != BY_FRAGS
+            && is_kind(gso_type, segments.unsummed.protocol, is_v6(inside))
+            && usize::from(offset) == segments.unsummed.protocol.field()
+            && is_of_a_kernel(segments, shape.packets(frame.len()));
+        return agrees.then_some(shape);
+    }
+    if usize::from(start) < payload_start(frame)? {
+        return None;
+    }
+    let covered = frame.get_mut(usize::from(start)..)?;
+    let offset = usize::from(offset);
     // Zero would say that there is none, in UDP (RFC 768).
     let checksum = match !sum(covered) {
         0 => 0xffff,
@@ -109,7 +138,27 @@ fn sum_up(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Option<()> {
     };
     let field = covered.get_mut(offset..offset + 2)?;
     field.copy_from_slice(&checksum.to_be_bytes());
-    Some(())
+    Some(Shape::Whole)
+}
+
+/// Whether segments of that type are packets of `protocol`, over IPv6 or IPv4.
+fn is_kind(gso_type: u8, protocol: Summed, v6: bool) -> bool {
+    match protocol {
+        Summed::Tcp => gso_type & !GSO_ECN == tcp_kind(v6),
+        Summed::Udp => gso_type == GSO_UDP_L4,
+    }
+}
+
+/// Whether a kernel would make so `many` segments, of that size.
+fn is_of_a_kernel(segments: Segments, many: usize) -> bool {
+    match segments.unsummed.protocol {
+        Summed::Tcp => {
+            // Behind the 20 bytes that every TCP header has.
+            let options = segments.headers - segments.unsummed.transport - 20;
+            many <= MOST_SEGMENTS && segments.size >= LEAST_SEGMENT.saturating_sub(options)
+        }
+        Summed::Udp => many <= MOST_DATAGRAMS,
+    }
 }
 
 fn decode_unsummed(
@@ -133,13 +182,15 @@ fn decode_unsummed(
     }
     .ok_or(OddHeader)?;
     let unsummed = shape.unsummed().ok_or(OddHeader)?;
-    let v6 = is_v6(frame);
-    let kind = matches!(
-        (gso_type, unsummed.protocol, v6),
-        (GSO_NONE, _, _) | (GSO_UDP_L4, Summed::Udp, _)
-    ) || gso_type & !GSO_ECN == tcp_kind(v6) && unsummed.protocol == Summed::Tcp;
-    let agrees =
-        kind && start == unsummed.transport && usize::from(offset) == unsummed.protocol.field();
+    let kind = gso_type == GSO_NONE || is_kind(gso_type, unsummed.protocol, is_v6(frame));
+    let many = shape.packets(frame.len());
+    let plausible = shape
+        .in_segments()
+        .is_none_or(|it| is_of_a_kernel(it, many));
+    let agrees = kind
+        && plausible
+        && start == unsummed.transport
+        && usize::from(offset) == unsummed.protocol.field();
     agrees.then_some(shape).ok_or(OddHeader)
 }
 
@@ -165,7 +216,7 @@ pub fn encode_behind(before: u16, shape: Shape, frame: &[u8]) -> [u8; HEADER] {
             (kind, segments.headers.saturating_add(before), segments.size)
         }
         // Linux makes of it as much as it needs.
-        Shape::Whole | Shape::Partial(_) => (GSO_NONE, 0, 0),
+        Shape::Whole | Shape::Partial(_) | Shape::Tunnel(_) => (GSO_NONE, 0, 0),
     };
     // Fields of TCP and UDP are within the first 20 bytes.
     let offset = u16::try_from(unsummed.protocol.field()).unwrap_or(0);

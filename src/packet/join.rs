@@ -109,7 +109,7 @@ impl Head {
 
     /// Whether `frame`, an only packet, may be part of a super-packet at all.
     fn may_join(&self, frame: &[u8], shape: Shape) -> bool {
-        if matches!(shape, Shape::Segments(_)) || frame.len() <= self.headers {
+        if shape.in_segments().is_some() || frame.len() <= self.headers {
             return false;
         }
         let length = if self.v4 {

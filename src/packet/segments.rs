@@ -3,7 +3,9 @@
 
 use super::checksum;
 use super::field::{half, low, put_half, put_word, word};
-use super::shape::{Shape, Summed, Unsummed};
+use super::parse;
+use super::shape::{GRE, GRE_CHECKSUM, Segments, Shape, Summed, Unsummed};
+use crate::model::protocol;
 
 /// Where in an IP header the fields are that differ from segment to segment.
 const IPV4_LENGTH: usize = 2;
@@ -16,6 +18,9 @@ const IPV4_HEADER: usize = 20;
 const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 13;
 const UDP_LENGTH: usize = 4;
+const UDP_CHECKSUM: usize = 6;
+/// In GRE's, if it has one (RFC 2784).
+const GRE_SUM: usize = 4;
 
 /// TCP's flags that one segment alone has: the last, and (RFC 3168 §6.1.2) the first.
 const FIN: u8 = 0x01;
@@ -32,7 +37,8 @@ pub struct NotSegmented;
 /// their identifications up.
 ///
 /// What is wrong with a header's checksum or a pseudo header's sum stays wrong: both
-/// follow what changes, and are never made anew.
+/// follow what changes, and are never made anew. A checksum of a tunnel's own over what it
+/// carries is computed for each packet where there is one: of a super-packet it can't be.
 ///
 /// # Errors
 /// [`NotSegmented`], with nothing sent, for a frame that `shape` was not read from,
@@ -94,21 +100,44 @@ struct Cut {
     headers: usize,
     /// Bytes of payload in a packet.
     size: usize,
+    /// Where the IP header starts; there are others before it in a tunnel.
+    inside: usize,
+    /// The tunnel's own transport.
+    tunnel: Option<Carrier>,
+}
+
+/// Whose payload the packets inside a tunnel are.
+#[derive(Clone, Copy)]
+struct Carrier {
+    protocol: u8,
+    /// Where its header starts.
+    at: usize,
 }
 
 impl Cut {
     /// `None` for an ordinary packet.
     fn new(frame: &[u8], shape: Shape) -> Result<Option<Self>, NotSegmented> {
-        let Some(unsummed) = shape.unsummed() else {
-            return Ok(None);
+        let (unsummed, inside) = match shape {
+            Shape::Whole => return Ok(None),
+            Shape::Partial(unsummed) => (unsummed, 0),
+            Shape::Segments(segments) => (segments.unsummed, 0),
+            Shape::Tunnel(tunnel) => (tunnel.segments.unsummed, usize::from(tunnel.inside)),
+        };
+        let tunnel = if inside == 0 {
+            None
+        } else {
+            let packet = parse(frame).map_err(|_| NotSegmented)?;
+            let (protocol, at) = (packet.protocol, packet.transport_offset);
+            Some(Carrier { protocol, at })
         };
         let transport = usize::from(unsummed.transport);
         let least = transport + unsummed.protocol.least_header();
-        let (headers, size) = match shape {
-            Shape::Segments(segments) => (segments.headers.into(), segments.size.into()),
-            Shape::Whole | Shape::Partial(_) => (least, frame.len()),
+        let (headers, size) = match shape.in_segments() {
+            Some(Segments { headers, size, .. }) => (headers.into(), size.into()),
+            None => (least, frame.len()),
         };
-        let fits = transport >= IPV4_HEADER
+        let fits = transport >= inside + IPV4_HEADER
+            && tunnel.is_none_or(|carrier| carrier.at <= inside)
             && least <= headers
             && headers <= frame.len()
             && frame.len() - transport <= usize::from(u16::MAX)
@@ -119,6 +148,8 @@ impl Cut {
             length,
             headers,
             size,
+            inside,
+            tunnel,
         }))
         .ok_or(NotSegmented)
     }
@@ -128,18 +159,17 @@ impl Cut {
     fn mend(&self, packet: &mut [u8], offset: usize, number: usize) {
         let length = packet.len();
         let last = self.headers + offset + (length - self.headers) == self.length;
-        if packet[0] >> 4 == 4 {
-            let old = [half(packet, IPV4_LENGTH), half(packet, IPV4_ID)];
-            let new = [low(length), old[1].wrapping_add(low(number))];
-            put_half(packet, IPV4_LENGTH, new[0]);
-            put_half(packet, IPV4_ID, new[1]);
-            checksum::replace(packet, IPV4_CHECKSUM, &old, &new);
-        } else {
-            let missing = low(self.length - length);
-            let payload = half(packet, IPV6_LENGTH).wrapping_sub(missing);
-            put_half(packet, IPV6_LENGTH, payload);
+        let missing = low(self.length - length);
+        mend_ip(&mut packet[self.inside..], missing, number);
+        self.mend_transport(packet, offset, number, last);
+        if let Some(carrier) = self.tunnel {
+            mend_ip(packet, missing, number);
+            carrier.mend(packet, missing);
         }
+    }
 
+    fn mend_transport(&self, packet: &mut [u8], offset: usize, number: usize, last: bool) {
+        let length = packet.len();
         let transport = usize::from(self.unsummed.transport);
         let whole = low(self.length - transport);
         let part = low(length - transport);
@@ -169,6 +199,57 @@ impl Cut {
             (checksum, _) => checksum,
         };
         put_half(transport, field, checksum);
+    }
+}
+
+impl Carrier {
+    /// Gives the header in `packet`, from which so many bytes are `missing`, its own length
+    /// and checksum; zero goes on saying that there is none.
+    fn mend(self, packet: &mut [u8], missing: u16) {
+        let addresses = if packet[0] >> 4 == 4 { 12..20 } else { 8..40 };
+        let addresses = checksum::sum(&packet[addresses]);
+        let header = &mut packet[self.at..];
+        match self.protocol {
+            protocol::UDP => {
+                let length = half(header, UDP_LENGTH).wrapping_sub(missing);
+                put_half(header, UDP_LENGTH, length);
+                if half(header, UDP_CHECKSUM) == 0 {
+                    return;
+                }
+                put_half(header, UDP_CHECKSUM, 0);
+                let pseudo = checksum::add(addresses, protocol::UDP.into());
+                let pseudo = checksum::add(pseudo, length);
+                let checksum = match !checksum::add(pseudo, checksum::sum(header)) {
+                    0 => 0xffff,
+                    checksum => checksum,
+                };
+                put_half(header, UDP_CHECKSUM, checksum);
+            }
+            GRE if header[0] & GRE_CHECKSUM != 0 => {
+                put_half(header, GRE_SUM, 0);
+                let checksum = !checksum::sum(header);
+                put_half(header, GRE_SUM, checksum);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Gives the IP header at the start of `packet`, from which so many bytes are `missing`,
+/// its own length and identification.
+fn mend_ip(packet: &mut [u8], missing: u16, number: usize) {
+    if packet[0] >> 4 == 4 {
+        let old = [half(packet, IPV4_LENGTH), half(packet, IPV4_ID)];
+        let new = [
+            old[0].wrapping_sub(missing),
+            old[1].wrapping_add(low(number)),
+        ];
+        put_half(packet, IPV4_LENGTH, new[0]);
+        put_half(packet, IPV4_ID, new[1]);
+        checksum::replace(packet, IPV4_CHECKSUM, &old, &new);
+    } else {
+        let payload = half(packet, IPV6_LENGTH).wrapping_sub(missing);
+        put_half(packet, IPV6_LENGTH, payload);
     }
 }
 

@@ -11,6 +11,17 @@ use crate::model::protocol;
 /// Shortest TCP header.
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
+/// IANA's numbers of the protocols that tunnels use beside UDP: GRE (RFC 2784), and an
+/// IPv4 or IPv6 packet right behind the IP header (RFC 2003, RFC 4213).
+pub(super) const GRE: u8 = 47;
+const IPV4_INSIDE: u8 = 4;
+const IPV6_INSIDE: u8 = 41;
+/// In GRE's first byte: a checksum, a key, a sequence number follow (RFC 2784, RFC 2890).
+pub(super) const GRE_CHECKSUM: u8 = 0x80;
+const GRE_KEY: u8 = 0x20;
+const GRE_SEQUENCE: u8 = 0x10;
+/// In its second: the version, of which 0 is the one for tunnels.
+const GRE_VERSION: u8 = 0x07;
 
 /// How the bytes of a frame stand for what is on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +34,9 @@ pub enum Shape {
     /// Several packets whose payloads follow one another behind the headers
     /// that they share.
     Segments(Segments),
+    /// Several packets of a tunnel, each with a packet inside; the payloads of those
+    /// follow one another behind all the headers that they share.
+    Tunnel(Tunnel),
 }
 
 /// Where a transport checksum is that isn't computed yet. Its field holds the sum of
@@ -56,6 +70,16 @@ pub struct Segments {
     /// Whether it is marked as taking part in congestion notification, so that
     /// TCP's CWR belongs to the first segment alone (RFC 3168 §6.1.2).
     pub ecn: bool,
+}
+
+/// What a super-packet is made of whose segments are packets inside a tunnel's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Those of the packets inside. Positions and lengths count from the start of the
+    /// frame, the tunnel's own headers among the headers.
+    pub segments: Segments,
+    /// Where the IP header of the packet inside starts.
+    pub inside: u16,
 }
 
 impl Summed {
@@ -109,10 +133,61 @@ impl Shape {
         }))
     }
 
-    /// The checksum that isn't computed yet.
+    /// The shape of the super-packet `frame`, of a tunnel, whose packets inside have
+    /// their transport header at `start` and `size` bytes of payload each. The packet
+    /// inside is found by its IP header, which says all of the frame's length and ends
+    /// there. `None` if there is no such, if it isn't all in the payload of the frame's own
+    /// UDP, GRE, IPv4 or IPv6 inside IP, and for what is one packet only.
+    pub fn tunnel(frame: &[u8], start: u16, size: u16, ecn: bool) -> Option<Self> {
+        let packet = parse(frame).ok()?;
+        let least = match packet.protocol {
+            protocol::UDP => unsummed(frame, &packet)?.1,
+            GRE => packet.transport_offset + gre_header(frame.get(packet.transport_offset..)?)?,
+            IPV4_INSIDE | IPV6_INSIDE => packet.transport_offset,
+            _ => return None,
+        };
+        // A checksum of the frame's own covers addresses of its first header only.
+        let plain = packet.transport_offset == if packet.source.is_ipv4() { 20 } else { 40 };
+        if packet.fragment.is_some()
+            || packet.length != frame.len()
+            || packet.protocol == protocol::UDP && !plain
+        {
+            return None;
+        }
+        // With IPv4's options at most, or IPv6's extensions of as many bytes.
+        (20..=100_u16).step_by(4).find_map(|header| {
+            let inside = start.checked_sub(header)?;
+            let from = usize::from(inside);
+            if from < least {
+                return None;
+            }
+            let Self::Segments(own) = Self::segments(frame.get(from..)?, size, ecn)? else {
+                return None;
+            };
+            let segments = Segments {
+                unsummed: Unsummed {
+                    transport: start,
+                    ..own.unsummed
+                },
+                headers: own.headers.checked_add(inside)?,
+                ..own
+            };
+            (own.unsummed.transport == header).then_some(Self::Tunnel(Tunnel { segments, inside }))
+        })
+    }
+
+    /// The segments of a super-packet.
+    pub fn in_segments(self) -> Option<Segments> {
+        match self {
+            Self::Whole | Self::Partial(_) => None,
+            Self::Segments(segments) | Self::Tunnel(Tunnel { segments, .. }) => Some(segments),
+        }
+    }
+
+    /// The checksum of the frame's own transport that isn't computed yet.
     pub fn unsummed(self) -> Option<Unsummed> {
         match self {
-            Self::Whole => None,
+            Self::Whole | Self::Tunnel(_) => None,
             Self::Partial(unsummed) => Some(unsummed),
             Self::Segments(segments) => Some(segments.unsummed),
         }
@@ -123,7 +198,9 @@ impl Shape {
     pub fn packets(self, length: usize) -> usize {
         match self {
             Self::Whole | Self::Partial(_) => 1,
-            Self::Segments(segments) => segments.count(length),
+            Self::Segments(segments) | Self::Tunnel(Tunnel { segments, .. }) => {
+                segments.count(length)
+            }
         }
     }
 
@@ -133,7 +210,7 @@ impl Shape {
     pub fn bytes(self, length: usize) -> usize {
         match self {
             Self::Whole | Self::Partial(_) => length,
-            Self::Segments(segments) => {
+            Self::Segments(segments) | Self::Tunnel(Tunnel { segments, .. }) => {
                 length + (segments.count(length) - 1) * usize::from(segments.headers)
             }
         }
@@ -145,9 +222,11 @@ impl Shape {
     pub fn longest(self, length: usize) -> usize {
         match self {
             Self::Whole | Self::Partial(_) => length,
-            Self::Segments(Segments { headers, size, .. }) => {
-                length.min(usize::from(headers) + usize::from(size))
-            }
+            Self::Segments(Segments { headers, size, .. })
+            | Self::Tunnel(Tunnel {
+                segments: Segments { headers, size, .. },
+                ..
+            }) => length.min(usize::from(headers) + usize::from(size)),
         }
     }
 }
@@ -159,6 +238,36 @@ impl Segments {
             .div_ceil(usize::from(self.size).max(1))
             .max(1)
     }
+}
+
+/// Where what the packet `frame` carries starts, behind the headers that rules look
+/// at. `None` for fragments, for lengths that don't agree, and for SCTP, whose checksum is a
+/// CRC (RFC 9260 §6.8).
+pub fn payload_start(frame: &[u8]) -> Option<usize> {
+    const SCTP: u8 = 132;
+    let packet = parse(frame).ok()?;
+    let at = packet.transport_offset;
+    if packet.fragment.is_some() || packet.length != frame.len() {
+        return None;
+    }
+    match packet.protocol {
+        protocol::TCP => Some(at + usize::from(frame.get(at + 12)? >> 4) * 4),
+        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => Some(at + UDP_HEADER),
+        SCTP => None,
+        _ => Some(at),
+    }
+}
+
+/// Bytes of GRE's header at the start of `bytes`; `None` if it is none of a tunnel's.
+fn gre_header(bytes: &[u8]) -> Option<usize> {
+    let [flags, version, ..] = bytes else {
+        return None;
+    };
+    let words = [GRE_CHECKSUM, GRE_KEY, GRE_SEQUENCE]
+        .into_iter()
+        .filter(|flag| flags & flag != 0)
+        .count();
+    (version & GRE_VERSION == 0).then_some(4 + 4 * words)
 }
 
 /// Where the checksum of `packet`, read from `frame`, is, and how long its headers

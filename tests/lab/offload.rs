@@ -76,6 +76,20 @@ pub fn without_offload_packets_cross_one_by_one() {
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
+pub fn frames_made_to_be_refused_take_no_offload_from_their_receiver() {
+    let model = three_entities();
+    let lab = up(&model);
+    let link = &lab.links()[1];
+    // More datagrams than Linux takes at once.
+    let frame = udp4_of(28 + 200 * 100);
+    let shape = Shape::segments(&frame, 100, false).unwrap();
+    for _ in 0..20 {
+        let refused = link.send(Envelope::NONE, &frame, shape);
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+    assert_eq!(link.offloads(), Offloads::ALL);
+}
+
 /// What a socket in `web` sends with one call: five datagrams, the last one shorter.
 fn burst(lab: &Lab, model: &Model) -> Vec<u8> {
     let socket = socket_in(lab, model, "web");

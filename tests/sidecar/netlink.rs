@@ -11,7 +11,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -64,6 +64,52 @@ pub fn make_pair(name: &str, bridge: u32, other: &str, space: BorrowedFd<'_>) {
         NLM_F_CREATE | NLM_F_EXCL,
     );
     set_up(index(name), true);
+}
+
+/// One end of a VXLAN tunnel (RFC 7348).
+#[derive(Debug)]
+pub struct Vxlan<'a> {
+    pub name: &'a str,
+    pub id: u32,
+    /// The device whose packets carry it.
+    pub device: &'a str,
+    pub local: IpAddr,
+    pub remote: IpAddr,
+    pub port: u16,
+    /// Whether those packets have UDP checksums.
+    pub checksums: bool,
+}
+
+/// Makes the end of a tunnel, with the MTU that its device leaves.
+pub fn make_vxlan(end: &Vxlan<'_>) {
+    let mut data = vec![
+        InfoVxlan::Id(end.id),
+        InfoVxlan::Link(index(end.device)),
+        InfoVxlan::Port(end.port),
+        InfoVxlan::UDPCsum(end.checksums),
+        InfoVxlan::UDPZeroCsumTX(!end.checksums),
+        InfoVxlan::UDPZeroCsumRX(!end.checksums),
+    ];
+    data.push(match end.local {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    });
+    data.push(match end.remote {
+        IpAddr::V4(address) => InfoVxlan::Group(address),
+        IpAddr::V6(address) => InfoVxlan::Group6(address),
+    });
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(end.name.into()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(data)),
+        ]),
+    ];
+    ask(
+        RouteNetlinkMessage::NewLink(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    );
 }
 
 pub fn delete(index: u32) {

@@ -44,7 +44,9 @@ fn shaped() -> Vec<(Vec<u8>, Shape)> {
                 let frame = frame(v6, transport, payload);
                 all.push((frame.clone(), Shape::Whole));
                 all.push((frame.clone(), Shape::partial(&frame).unwrap()));
-                for size in [1, 1400, 8949] {
+                // The smallest that a kernel makes, and the most.
+                let least = if transport == TCP { 48 } else { 469 };
+                for size in [least, 1400, 8949] {
                     for ecn in [false, transport == TCP] {
                         let shape = Shape::segments(&frame, size, ecn).unwrap();
                         all.push((frame.clone(), shape));
@@ -132,7 +134,8 @@ fn only_the_one_right_header_of_all_is_accepted() {
                 let offset = decode(header(1, kind, 1000, at, place), &frame);
                 assert_eq!(offset.is_ok(), place == field);
                 let size = decode(header(1, kind, place, at, field), &frame);
-                assert_eq!(size.is_ok(), place != 0 && place != 0xffff, "{place}");
+                let least = if transport == TCP { 48 } else { 24 };
+                assert_eq!(size.is_ok(), place >= least && place != 0xffff, "{place}");
             }
         }
     }
@@ -222,31 +225,199 @@ fn behind_a_header_of_its_own_a_device_counts_from_there() {
 }
 
 #[test]
+fn segments_that_no_kernel_makes_so_small_or_so_many_are_refused() {
+    let taken = |size, header, frame: &[u8]| {
+        let shape = Shape::segments(frame, size, false).unwrap();
+        assert_eq!(usize::from(shape.in_segments().unwrap().headers), header);
+        decode(encode(shape, frame), frame) == Ok(shape)
+    };
+    for v6 in [false, true] {
+        let ip = if v6 { 40 } else { 20 };
+        // 48 bytes of options and payload; of timestamps, some 1,800 packets.
+        for (options, least) in [(0, 48), (12, 36), (40, 8)] {
+            let payload = 60_000.min(2048 * usize::from(least));
+            let mut tcp = frame(v6, TCP, payload + options);
+            let data_offset = u8::try_from((20 + options) / 4).unwrap() << 4;
+            tcp[ip + 12] = data_offset;
+            let headers = ip + 20 + options;
+            assert!(taken(least, headers, &tcp[..]), "{options}");
+            assert!(!taken(least - 1, headers, &tcp[..]), "{options}");
+        }
+        let mut many = frame(v6, TCP, 60_000);
+        many[ip + 12] = 0xf0;
+        assert!(!taken(20, ip + 60, &many), "more than 2,048");
+        let udp = frame(v6, UDP, 12_800);
+        assert!(taken(100, ip + 8, &udp) && !taken(99, ip + 8, &udp));
+    }
+}
+
+/// A packet that carries `inner` by some protocol, and whose it is: VXLAN with its checksum and
+/// without, GRE with and without one, IPv4 or IPv6 right behind the header.
+fn carriers(inner: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let inside_v6 = is_v6(inner);
+    let number = if inside_v6 { 41 } else { 4 };
+    let kind: [u8; 2] = if inside_v6 { [0x86, 0xdd] } else { [8, 0] };
+    let behind = |header: &[u8]| [header, inner].concat();
+    let vxlan = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &[2; 12], &kind].concat();
+    let gre = [&[0, 0][..], &kind].concat();
+    let gre_of_all = [&[0xa0, 0][..], &kind, &[0; 8]].concat();
+    let bridged = [&[0, 0, 0x65, 0x58][..], &[2; 12], &kind].concat();
+    let mut all = Vec::new();
+    for ends in [["10.9.0.1", "10.9.0.2"], ["fd00::1", "fd00::2"]] {
+        let [a, b]: [IpAddr; 2] = ends.map(|text| text.parse().unwrap());
+        let ip = if a.is_ipv6() { 40 } else { 20 };
+        let of =
+            |number, transport, payload: &[u8]| build(a, b, number, transport, payload).unwrap();
+        let with = of(protocol::UDP, UDP, &behind(&vxlan));
+        let mut without = with.clone();
+        without[ip + 6..ip + 8].fill(0);
+        all.push(("vxlan", with));
+        all.push(("vxlan without a checksum", without));
+        all.push(("gre", of(47, Transport::Other, &behind(&gre))));
+        all.push(("gre bridged", of(47, Transport::Other, &behind(&bridged))));
+        let mut summed = of(47, Transport::Other, &behind(&gre_of_all));
+        let checksum = !sum(&summed[ip..]);
+        summed[ip + 4..ip + 6].copy_from_slice(&checksum.to_be_bytes());
+        all.push(("gre with a checksum", summed));
+        all.push(("ip in ip", of(number, Transport::Other, inner)));
+    }
+    all
+}
+
+/// `whole` with what a kernel leaves in the field of the packet inside: the sum of its
+/// pseudo header. Where its transport starts, and the field in there.
+fn left(whole: &[u8], inner: &[u8], transport: Transport) -> (Vec<u8>, u16, u16) {
+    let (ip, addresses) = if is_v6(inner) {
+        (40, 8..40)
+    } else {
+        (20, 12..20)
+    };
+    let (number, field) = match transport {
+        TCP => (protocol::TCP, 16),
+        _ => (protocol::UDP, 6),
+    };
+    let length = u16::try_from(inner.len() - ip).unwrap().to_be_bytes();
+    let pseudo = [&inner[addresses], &[0, number], &length].concat();
+    let start = whole.len() - inner.len() + ip;
+    let mut frame = whole.to_vec();
+    let at = start + usize::from(field);
+    frame[at..at + 2].copy_from_slice(&sum(&pseudo).to_be_bytes());
+    (frame, u16::try_from(start).unwrap(), field)
+}
+
+#[test]
 fn a_checksum_inside_a_tunnel_is_computed_at_once() {
+    for (v6, transport) in [(false, TCP), (true, TCP), (false, UDP), (true, UDP)] {
+        let inner = frame(v6, transport, 333);
+        for (name, whole) in carriers(&inner) {
+            let (frame, start, field) = left(&whole, &inner, transport);
+            for before in [0, 14] {
+                let said = header(1, 0, 0, before + start, field);
+                assert_eq!(decode_behind(before, said, &frame), Err(OddHeader));
+                let mut settled = frame.clone();
+                let shape = settle(before, said, &mut settled);
+                assert_eq!((shape, &settled), (Ok(Shape::Whole), &whole), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_left_inside_a_tunnel_never_reaches_the_headers_that_rules_look_at() {
     let inner = frame(false, UDP, 333);
-    let [a, b]: [IpAddr; 2] = ["fd00::1", "fd00::2"].map(|text| text.parse().unwrap());
-    let whole = build(a, b, 4, Transport::Other, &inner).unwrap();
-    let mut left = whole.clone();
-    // The sum of the pseudo header: all that is known of it before.
-    let pseudo = [&inner[12..20], &[0, protocol::UDP], &inner[24..26]].concat();
-    left[40 + 26..40 + 28].copy_from_slice(&sum(&pseudo).to_be_bytes());
-    let said = header(1, 0, 0, 14 + 40 + 20, 6);
-    assert_eq!(decode_behind(14, said, &left), Err(OddHeader));
-    assert_eq!(settle(14, said, &mut left), Ok(Shape::Whole));
-    assert_eq!(left, whole);
-    // Neither segments nor SCTP, nor anything in the IP header or past the end.
     let refused = |said, frame: &[u8]| {
         let mut copy = frame.to_vec();
         assert_eq!(settle(14, said, &mut copy), Err(OddHeader));
         assert_eq!(copy, frame);
     };
-    refused(header(1, 5, 100, 14 + 60, 6), &whole);
-    refused(header(1, 0, 0, 14 + 39, 6), &whole);
-    refused(header(1, 0, 0, 14 + 40, u16::MAX), &whole);
-    refused(header(1, 0, 0, 0, 6), &whole);
-    let length = u16::try_from(14 + whole.len() - 1).unwrap();
-    refused(header(1, 0, 0, length, 0), &whole);
-    refused(header(1, 0, 0, 14 + 40, 6), &[]);
+    for (name, whole) in carriers(&inner) {
+        let ip = if is_v6(&whole) { 40 } else { 20 };
+        let own = if name.starts_with("vxlan") { 8 } else { 0 };
+        for start in 0..14 + ip + own {
+            // The frame's own checksum, and nothing else in its headers.
+            if (start, own) != (14 + ip, 8) {
+                refused(header(1, 0, 0, start, 6), &whole);
+            }
+            refused(header(1, 0, 0, start, 5), &whole);
+        }
+        refused(header(1, 0, 0, 14 + ip + own, u16::MAX), &whole);
+        let last = u16::try_from(14 + whole.len() - 1).unwrap();
+        refused(header(1, 0, 0, last, 0), &whole);
+        refused(header(1, 0, 0, 14 + ip + own, 6), &whole[..whole.len() - 1]);
+        let start = u16::try_from(14 + whole.len() - inner.len() + 20).unwrap();
+        let segments = |kind, size, start, field| header(1, kind, size, start, field);
+        refused(segments(5, 2, start, 6), &whole);
+        refused(segments(1, 100, start, 16), &whole);
+        refused(segments(5, 100, start, 16), &whole);
+        refused(segments(5, 100, start + 1, 6), &whole);
+        refused(segments(5, 400, start, 6), &whole);
+        refused(segments(5, 0, start, 6), &whole);
+    }
+    // In TCP and ICMP nothing is carried that a kernel would segment, and SCTP's is no sum.
+    let [a, b]: [IpAddr; 2] = ["fd00::1", "fd00::2"].map(|text| text.parse().unwrap());
+    let tcp = build(a, b, protocol::TCP, TCP, &inner).unwrap();
+    refused(header(1, 5, 100, 14 + 40 + 20 + 20, 6), &tcp);
     let sctp = build(a, b, 132, Transport::Other, &inner).unwrap();
     refused(header(1, 0, 0, 14 + 40, 8), &sctp);
+    refused(header(1, 0, 0, 14 + 40, 6), &[]);
+    let mut fragment = carriers(&inner).swap_remove(2).1;
+    fragment[6] |= 0x20;
+    refused(header(1, 0, 0, 14 + 44, 6), &fragment);
+}
+
+#[test]
+fn super_packets_inside_a_tunnel_are_the_tunnel_s_packets() {
+    for (v6, transport) in [(false, TCP), (true, TCP), (false, UDP), (true, UDP)] {
+        let inner = frame(v6, transport, 3500);
+        let kind = if transport == UDP { 5 } else { tcp_kind(v6) };
+        for (name, whole) in carriers(&inner) {
+            let (mut frame, start, field) = left(&whole, &inner, transport);
+            let said = header(1, kind, 1000, 14 + start, field);
+            let shape = settle(14, said, &mut frame).expect(name);
+            assert!(matches!(shape, Shape::Tunnel(_)), "{name}: {shape:?}");
+            let headers = frame.len() - 3500;
+            assert_eq!(shape.packets(frame.len()), 4);
+            assert_eq!(shape.longest(frame.len()), headers + 1000);
+            let (mut carried, mut bytes) = (Vec::new(), 0);
+            let mut scratch = vec![0; headers + 1000];
+            let before = frame.len() - inner.len();
+            crate::packet::segment(&frame, shape, &mut scratch, |packet| {
+                carried.extend_from_slice(&packet[headers..]);
+                bytes += packet.len();
+                if name == "gre with a checksum" {
+                    let ip = if is_v6(packet) { 40 } else { 20 };
+                    assert_eq!(sum(&packet[ip..]), 0xffff, "{name}");
+                }
+                is_sound(name, packet);
+                is_sound(name, &packet[before..]);
+            })
+            .unwrap();
+            assert_eq!(carried, inner[inner.len() - 3500..], "{name}");
+            assert_eq!(bytes, shape.bytes(frame.len()));
+            let mut first = frame.clone();
+            let length = crate::packet::first_segment(&mut first, shape).unwrap();
+            is_sound(name, &first[..length]);
+        }
+    }
+}
+
+/// A packet's lengths are its own, and the checksums that it has are right.
+fn is_sound(name: &str, packet: &[u8]) {
+    let read = crate::packet::parse(packet).expect(name);
+    assert_eq!(read.length, packet.len(), "{name}");
+    let (addresses, transport) = if is_v6(packet) {
+        (8..40, 40)
+    } else {
+        assert_eq!(sum(&packet[..20]), 0xffff, "{name}");
+        (12..20, 20)
+    };
+    if matches!(read.protocol, protocol::TCP | protocol::UDP) {
+        let message = &packet[transport..];
+        if read.protocol == protocol::UDP && message[6..8] == [0, 0] {
+            return;
+        }
+        let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+        let all = [&packet[addresses], &[0, read.protocol], &length, message].concat();
+        assert_eq!(sum(&all), 0xffff, "{name}");
+    }
 }
