@@ -24,6 +24,9 @@ fn way(direction: Direction) -> usize {
     usize::from(direction == Direction::Egress)
 }
 
+/// Keys of groups that have gone which are no reason for compiling all anew.
+const SPARE_KEYS: usize = 64;
+
 /// What a policy keeps for the next one to take over.
 #[derive(Debug, Default)]
 pub(super) struct Compiled {
@@ -54,7 +57,14 @@ impl Compiled {
 
 pub(super) fn compile(model: &Model, previous: Option<&Policy>) -> Policy {
     let nothing = Compiled::default();
-    let before = previous.map_or(&nothing, |old| &old.compiled);
+    // The keys of groups that have gone are not given to others: tables that are taken
+    // over may still name them. Once most of them are such, all is compiled anew under
+    // new keys. (Interfaces keep their slots, which flows and links go by; while an
+    // appliance runs its interfaces stay the same, so there are no more slots than those.)
+    let groups = model.security_groups.len();
+    let before = (previous.map(|old| &old.compiled))
+        .filter(|before| before.names.names.len() <= 2 * groups + SPARE_KEYS)
+        .unwrap_or(&nothing);
     let placement = placement(model, previous);
     let mut tables = Tables::new(model, before, &placement);
     let slots: Vec<Option<PolicyInterface>> = placement

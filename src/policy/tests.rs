@@ -365,3 +365,29 @@ fn a_near_miss_says_which_condition_failed() {
     assert_eq!(coverage("10.0.0.10", 5433), (true, false));
     assert_eq!(coverage("10.0.0.10", 5432), (true, true));
 }
+
+#[test]
+fn ten_thousand_reloads_that_rename_groups_leave_no_group_behind() {
+    let named = |reload: u32| {
+        let name = format!("db-{reload}");
+        let groups = vec![
+            group("web", vec![]),
+            group(
+                &name,
+                vec![rule("from-web", tcp(5432), Peer::Group(GroupIx::new(0)))],
+            ),
+        ];
+        model(groups, &[&[0], &[1]])
+    };
+    let mut policy = Policy::compile(&named(0), None);
+    for reload in 1..=10_000 {
+        policy = Policy::compile(&named(reload), Some(&policy));
+        let [key] = policy.groups_of("10.0.0.11".parse().unwrap()) else {
+            panic!("one group");
+        };
+        assert!(key.ix() < 100, "{key:?} after {reload} reloads");
+        assert_eq!(policy.group_name(*key), format!("db-{reload}"));
+        assert!(admitted(&policy, 1, "10.0.0.10", 5432).is_some());
+        assert!(admitted(&policy, 0, "10.0.0.11", 5432).is_none());
+    }
+}
