@@ -13,7 +13,7 @@ use dashmap::DashMap;
 use sgwall::conntrack::{FlowTable, Millis, Opening};
 use sgwall::datapath::{Datapath, Fate, Silent, Unasked};
 use sgwall::model::{Direction, InterfaceIx, RuleId, Tracking, protocol};
-use sgwall::packet::{self, Brief, FlowKey, Shape, TcpFlags, Transport};
+use sgwall::packet::{self, Brief, FlowKey, Packet, Shape, TcpFlags, Transport};
 use sgwall::policy::{Owner, Policy};
 
 use self::cpu_time::CpuTime;
@@ -117,10 +117,19 @@ fn tracked_hit_among_a_million(criterion: &mut Criterion<CpuTime>) {
             (port(1_024 + nth % 50_000), port(1_000 + nth / 50_000))
         })
         .collect();
-    for (port, service) in &ports {
-        establish(&datapath, &policy, (A_V4, *port), (B_V4, *service));
-    }
     let flows = datapath.flows();
+    for (nth, (port, service)) in ports.iter().enumerate() {
+        let (from, to) = ((A_V4, *port), (B_V4, *service));
+        let flags = TcpFlags {
+            syn: true,
+            ..TcpFlags::default()
+        };
+        let frame = world::segment(from, to, flags);
+        let packet = packet::parse(&frame).expect("a packet");
+        open(flows, &packet, world::a(), Direction::Egress, nth);
+        open(flows, &packet, world::b(), Direction::Ingress, nth);
+        establish(&datapath, &policy, from, to);
+    }
     assert_eq!(flows.len(), 1_000_000);
     let each = flows.bytes() as f64 / flows.len() as f64;
     #[expect(clippy::print_stdout, reason = "a figure that criterion does not take")]
@@ -181,17 +190,13 @@ fn table(criterion: &mut Criterion<CpuTime>) {
                 let key = packet
                     .flow_key(world::a(), Direction::Egress)
                     .expect("a flow");
-                let opening = Opening {
-                    packet: &packet,
-                    direction: Direction::Egress,
-                    tracking: &Tracking::default(),
-                    now: NOW,
-                    rule: RuleId(1),
-                    tracked: true,
-                    allowance: None,
-                    replace: false,
-                };
-                table.open(key, &opening).expect("room");
+                open(
+                    &table,
+                    &packet,
+                    world::a(),
+                    Direction::Egress,
+                    number as usize,
+                );
                 map.insert(key, [1; 6]);
                 key
             })
@@ -263,6 +268,23 @@ fn hits(
 }
 
 /// Opens a connection, and has it acknowledged.
+fn open(table: &FlowTable, packet: &Packet, at: InterfaceIx, direction: Direction, nth: usize) {
+    let key = packet.flow_key(at, direction).expect("a flow");
+    let opening = Opening {
+        packet,
+        direction,
+        tracking: &Tracking::default(),
+        now: NOW,
+        rule: RuleId(1),
+        tracked: true,
+        // Begun by many entities: one may hold half of a table at most.
+        sender: InterfaceIx::new(nth % 64),
+        allowance: None,
+        replace: false,
+    };
+    table.open(key, &opening).expect("room");
+}
+
 fn establish(datapath: &Datapath, policy: &Policy, from: (&str, u16), to: (&str, u16)) {
     let outside = policy
         .directory()

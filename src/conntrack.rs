@@ -16,6 +16,7 @@
 mod allowance;
 mod flow;
 mod shard;
+mod share;
 mod slot;
 mod state;
 
@@ -31,6 +32,7 @@ use crate::packet::{FlowKey, Packet};
 use crate::policy::Allowance;
 use allowance::Allowances;
 use shard::{Home, Shard};
+use share::Shares;
 use slot::{Life, Nature, Slot, Tenant};
 use state::State;
 
@@ -62,6 +64,10 @@ pub const MAX_CAPACITY: usize = 1 << 28;
 /// another, and few enough that what leads to their records stays in the cache.
 const SHARD: usize = 1 << 15;
 
+/// The least time for which a record rests that has used up its numbers: far longer than
+/// a packet takes, even on a worker that the kernel doesn't run for seconds. A decision.
+const REST: Millis = Millis(60_000);
+
 /// Flows that are touched at a time.
 const BATCH: usize = 64;
 
@@ -71,7 +77,8 @@ pub enum NoRoom {
     /// Its entity tracks as many as its allowance admits.
     #[error("the entity's connection allowance is used up")]
     Allowance,
-    /// The table is full.
+    /// The table is full, or the entity that sent the packet has begun as many of its
+    /// entries as are free.
     #[error("the flow table is full")]
     Table,
 }
@@ -82,6 +89,7 @@ pub struct FlowTable {
     shards: Box<[CachePadded<Shard>]>,
     seeds: [u64; 3],
     allowances: Allowances,
+    shares: Shares,
     /// Entries, live or not yet swept.
     entries: AtomicUsize,
     capacity: usize,
@@ -102,6 +110,8 @@ pub struct Opening<'a> {
     pub rule: RuleId,
     /// Whether the flow is tracked.
     pub tracked: bool,
+    /// The entity that sent the packet, as its first interface.
+    pub sender: InterfaceIx,
     /// The allowance of the interface's entity, if it has one.
     pub allowance: Option<Allowance>,
     /// Whether a live flow with that key gives way. Otherwise it stays, and
@@ -124,9 +134,9 @@ impl FlowTable {
         let capacity = capacity.min(MAX_CAPACITY);
         let shards = (capacity / SHARD).next_power_of_two();
         // The hash spreads flows so evenly that no shard has half as many more than
-        // the others; 64 is for those that are few.
+        // the others; 64 is for those that are few. Records that rest need room too.
         let average = capacity.div_ceil(shards);
-        let most = capacity.min(average + average / 2 + 64);
+        let most = average + average / 2 + 64;
         let random = hash_map::RandomState::new();
         Self {
             shards: (0..shards)
@@ -134,6 +144,7 @@ impl FlowTable {
                 .collect(),
             seeds: [1u8, 2, 3].map(|nth| random.hash_one(nth)),
             allowances: Allowances::default(),
+            shares: Shares::default(),
             entries: AtomicUsize::new(0),
             capacity,
         }
@@ -177,9 +188,9 @@ impl FlowTable {
         now: Millis,
     ) -> Option<FlowRef<'t>> {
         let shard = self.shard(hash);
-        let found = match beside.0.and_then(|slot| shard::found(slot, key)) {
-            Some(found) => found,
-            None => shard.find(key, home(hash, key.interface()))?,
+        let found = match beside.0.map(|slot| shard::found(slot, key)) {
+            Some(Ok(Some(found))) => found,
+            _ => shard.find(key, home(hash, key.interface()))?,
         };
         live(shard, found, key, now)
     }
@@ -216,13 +227,17 @@ impl FlowTable {
         }
     }
 
-    /// Remembers the flow that a packet opens. Untracked ones have half of the
-    /// table: AWS needs no entry for them, so they must not take the room of
-    /// those that it tracks. One for which there is no room is not remembered,
-    /// and that is no error; the rules let its packets pass or don't.
+    /// Remembers the flow that a packet opens, tracked or not: of an untracked one that
+    /// nobody remembers the answer would look like the start of another flow.
+    ///
+    /// An entity may hold as many entries as remain free, at whichever interfaces the
+    /// flows are that it began: so a flood takes half of what the others leave, and the
+    /// entity that it is aimed at has its own share (dynamic thresholds after Choudhury
+    /// and Hahne, 1998, with α = 1). Among several workers the count may be exceeded by
+    /// as many as there are.
     ///
     /// # Errors
-    /// [`NoRoom`] if a tracked one can't be had.
+    /// [`NoRoom`] if there is none for it. What was there stays.
     pub fn open(&self, key: FlowKey, opening: &Opening<'_>) -> Result<(), NoRoom> {
         let hash = self.hash(&key);
         let home = home(hash, key.interface());
@@ -230,7 +245,7 @@ impl FlowTable {
         let mut free = shard.lock();
         // Whatever is decided is decided under the shard's lock, so two workers
         // neither open a flow twice nor both take the last place.
-        if let Some(found) = shard.find(&key, home) {
+        if let Some(found) = shard.find_locked(&key, home) {
             if found.life.is_live(opening.now) && !opening.replace {
                 drop(free);
                 let flow = FlowRef::new(shard, found, key.protocol());
@@ -243,45 +258,92 @@ impl FlowTable {
                 );
                 return Ok(());
             }
-            // The predecessor's place in the allowance is the new one's.
-            let charge = match (found.slot.take_charge(), opening.tracked) {
-                (Some(owner), true) => Some(owner),
-                (Some(owner), false) => {
-                    self.allowances.give_back(owner);
-                    None
-                }
-                (None, _) => self.charge(opening)?,
-            };
-            found.slot.let_to(&tenant(&key, opening, charge));
-            return Ok(());
+            return self.replace(shard, &mut free, home, found, key, opening);
         }
         let charge = self.charge(opening)?;
-        let room = if opening.tracked {
-            self.capacity
-        } else {
-            self.capacity / 2
-        };
-        let reserved = self
-            .entries
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |entries| {
-                (entries < room).then_some(entries + 1)
-            })
-            .is_ok();
         let fill = |slot: Slot<'_>| slot.let_to(&tenant(&key, opening, charge));
-        if reserved && shard.insert(&mut free, home, fill).is_some() {
-            return Ok(());
-        }
-        if reserved {
-            self.entries.fetch_sub(1, Ordering::Relaxed);
+        if self.take_place(opening.sender, 1) {
+            if shard.insert(&mut free, home, fill).is_some() {
+                return Ok(());
+            }
+            self.give_place_back(opening.sender, 1);
         }
         if let Some(owner) = charge {
             self.allowances.give_back(owner);
         }
-        if opening.tracked {
-            Err(NoRoom::Table)
+        Err(NoRoom::Table)
+    }
+
+    /// Opens a flow in the place of the one that was found under its key.
+    fn replace(
+        &self,
+        shard: &Shard,
+        free: &mut shard::Free,
+        home: Home,
+        found: shard::Found<'_>,
+        key: FlowKey,
+        opening: &Opening<'_>,
+    ) -> Result<(), NoRoom> {
+        let slot = found.slot;
+        let worn = found.life.is_worn();
+        // The predecessor's place in the allowance is the new one's.
+        let charge = if opening.tracked && slot.has_charge() {
+            None
         } else {
-            Ok(())
+            self.charge(opening)?
+        };
+        let before = slot.sender();
+        let moves = before != opening.sender;
+        if worn && !shard.has_record(free) || moves && !self.take_place(opening.sender, 0) {
+            if let Some(owner) = charge {
+                self.allowances.give_back(owner);
+            }
+            return Err(NoRoom::Table);
         }
+        if moves {
+            self.give_place_back(before, 0);
+        }
+        let charge = match (slot.take_charge(), opening.tracked) {
+            (Some(owner), true) => Some(owner),
+            (Some(owner), false) => {
+                self.allowances.give_back(owner);
+                None
+            }
+            (None, _) => charge,
+        };
+        let tenant = tenant(&key, opening, charge);
+        if worn {
+            // Whoever searches finds one of the two at any time.
+            let _ = shard.insert(free, home, |slot| slot.let_to(&tenant));
+            while !shard.remove(free, home, slot, slot.life()) {}
+        } else {
+            slot.let_to(&tenant);
+        }
+        Ok(())
+    }
+
+    /// Counts another entry that the entity begins, and `more` entries of the table. Gives
+    /// whether it may.
+    fn take_place(&self, sender: InterfaceIx, more: usize) -> bool {
+        let share = self.shares.of(sender);
+        let held = share.fetch_add(1, Ordering::Relaxed) + 1;
+        let reserve = |entries| {
+            let taken = entries + more;
+            (taken + held <= self.capacity).then_some(taken)
+        };
+        let reserved = self
+            .entries
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve)
+            .is_ok();
+        if !reserved {
+            share.fetch_sub(1, Ordering::Relaxed);
+        }
+        reserved
+    }
+
+    fn give_place_back(&self, sender: InterfaceIx, fewer: usize) {
+        self.shares.of(sender).fetch_sub(1, Ordering::Relaxed);
+        self.entries.fetch_sub(fewer, Ordering::Relaxed);
     }
 
     fn charge(&self, opening: &Opening<'_>) -> Result<Option<InterfaceIx>, NoRoom> {
@@ -294,20 +356,6 @@ impl FlowTable {
                 }
             }
             _ => Ok(None),
-        }
-    }
-
-    /// Forgets a flow that is closed (another worker may have opened the next
-    /// one in its place meanwhile; that stays).
-    pub fn forget_closed(&self, key: &FlowKey) {
-        let hash = self.hash(key);
-        let home = home(hash, key.interface());
-        let shard = self.shard(hash);
-        let mut free = shard.lock();
-        if let Some(found) = shard.find(key, home)
-            && State::is_closed_in(key.protocol(), found.life.state())
-        {
-            self.remove(shard, &mut free, home, found.slot, found.life);
         }
     }
 
@@ -325,7 +373,10 @@ impl FlowTable {
     /// flow up waits for it, and who opens one waits for one removal at the most.
     pub fn sweep_shards(&self, shards: Range<usize>, now: Millis) -> usize {
         let shards = self.shards.get(shards).unwrap_or_default();
-        let expired = |shard| self.remove_if(shard, |life| !life.is_live(now));
+        let expired = |shard: &Shard| {
+            shard.lock().turn(now);
+            self.remove_if(shard, |life| !life.is_live(now))
+        };
         shards.iter().map(|shard| expired(&**shard)).sum()
     }
 
@@ -373,7 +424,7 @@ impl FlowTable {
             if let Some(owner) = slot.take_charge() {
                 self.allowances.give_back(owner);
             }
-            self.entries.fetch_sub(1, Ordering::Relaxed);
+            self.give_place_back(slot.sender(), 1);
         }
         removed
     }
@@ -396,6 +447,15 @@ impl FlowTable {
     /// Bytes that it takes: records, index and all.
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.shards.iter().map(|shard| shard.bytes()).sum::<usize>()
+    }
+
+    /// The number of entries that the entity has begun, wherever they are, and of those
+    /// that it may still begin while nobody else does.
+    pub fn share(&self, entity: InterfaceIx) -> (usize, usize) {
+        let held = self.shares.of(entity).load(Ordering::Relaxed);
+        // Each takes a place and leaves one less.
+        let available = self.capacity.saturating_sub(self.len() + held) / 2;
+        (held, available)
     }
 
     /// How many more flows the entity of that allowance may track.
@@ -462,6 +522,7 @@ fn tenant<'a>(key: &'a FlowKey, opening: &Opening<'_>, charge: Option<InterfaceI
             .saturating_add(state.timeout(opening.tracking)),
         rule: opening.rule,
         end: segment.end,
+        sender: opening.sender,
         charge,
     }
 }

@@ -434,6 +434,7 @@ impl Datapath {
             peer_is_itself: true,
             meets_own_flow: false,
             now,
+            sender: sender.entity,
         };
         let passed = self.pass_station(at, packet, frame, recorder)?;
         verdict.egress = passed.admission;
@@ -488,6 +489,7 @@ impl Datapath {
             meets_own_flow: left_by
                 .is_some_and(|key| key == packet.flow_key(to, Direction::Ingress)),
             now,
+            sender: sender.entity,
         };
         verdict.ingress = self.pass_station(at, packet, frame, recorder)?.admission;
         if receiver.source_dest_check
@@ -541,6 +543,7 @@ impl Datapath {
             peer_is_itself: false,
             meets_own_flow: false,
             now,
+            sender: sender.entity,
         };
         Some(match self.pass_station(at, &error, frame, &mut Silent) {
             Ok(_) => Answer::Sent { length },

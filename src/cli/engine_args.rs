@@ -12,8 +12,8 @@ use crate::link::Offload;
 #[derive(Debug, clap::Args)]
 pub(super) struct EngineArgs {
     /// Most flows remembered at a time; a connection within a lab is two, one at each
-    /// end. Untracked ones have half of it. What is full admits no new flow until others
-    /// end or idle out.
+    /// end. An entity may begin as many as remain free: at most half. What is full admits
+    /// no new flow until others end or idle out.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_CAPACITY as u64))]
     max_flows: usize,

@@ -104,6 +104,15 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     if let Some(why) = &policy.last_refusal {
         let _ = writeln!(out, "{} {why}", paint.bad("the latest change was refused:"));
     }
+    for interface in &status.interfaces {
+        if interface.flow_entries_available == 0 {
+            let _ = writeln!(
+                out,
+                "{}: has begun {} entries of the flow table, as many as are free; its next flows are dropped (flow_table_full)",
+                interface.name, interface.flow_entries
+            );
+        }
+    }
     out.push('\n');
     let mut table = Table::new();
     table.load_style(presets::NOTHING);

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::slot::{Cold, Hot, Life, Nature, Slot};
+use super::{Millis, REST};
 use crate::packet::FlowKey;
 
 /// Records that are allocated at a time.
@@ -30,8 +31,9 @@ const INDICES: usize = 6;
 const TOUCHED: usize = 8;
 /// Words after its first within which most searches end.
 const SEARCHED: usize = 4;
-/// How often a reader looks again at a record that is being given to another.
-const PATIENCE: usize = 1 << 10;
+/// How often a reader looks again while a record is being given to another flow, or the
+/// index is being put in order, before it waits for the lock of whoever does so.
+const PATIENCE: usize = 1 << 6;
 
 /// Index word: nothing has been here, so a search ends.
 const EMPTY: u64 = 0;
@@ -108,6 +110,10 @@ impl Chunk {
 #[derive(Debug, Default)]
 pub(super) struct Free {
     back: Vec<u16>,
+    /// Records that rest ([`Life::is_worn`]) since before the last turn, and since.
+    resting: [Vec<u16>; 2],
+    /// When the resting ones turned last.
+    turned: Millis,
     fresh: usize,
     /// Marks in the index.
     marks: usize,
@@ -120,6 +126,13 @@ pub(super) struct Found<'s> {
     pub(super) life: Life,
     pub(super) nature: Nature,
 }
+
+/// The record that was found, and the one that is likely to be of the flow's other end.
+type Pair<'s> = Option<(Found<'s>, Option<Slot<'s>>)>;
+
+/// What is being looked at changes at this moment; another look will tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Changing;
 
 impl Shard {
     /// A shard for `most` records. It takes memory as it fills.
@@ -144,45 +157,79 @@ impl Shard {
     /// Likewise, and the record that is most likely that of the flow's other end. It
     /// is on its way from memory while the first is read.
     #[inline(always)]
-    pub(super) fn find_pair(
-        &self,
-        key: &FlowKey,
-        home: Home,
-    ) -> Option<(Found<'_>, Option<Slot<'_>>)> {
-        loop {
-            let order = self.order.load(Ordering::Acquire);
-            let index = self.index()?;
-            let mask = index.len() - 1;
-            let mut at = home.bucket as usize & mask;
-            let mut other = EMPTY;
-            for _ in 0..index.len() {
-                let word = index.get(at)?.load(Ordering::Acquire);
-                if word == EMPTY {
-                    break;
-                }
-                at = (at + 1) & mask;
-                if word >> 16 != home.mark() {
-                    if other == EMPTY {
-                        other = home.kin(word);
-                    }
-                } else if let Some(slot) = self.slot(word) {
-                    // The other end was opened after this one, or before.
-                    if other == EMPTY {
-                        other = home.kin(index.get(at)?.load(Ordering::Acquire));
-                    }
-                    let other = self.slot(other);
-                    super::touch(other.into_iter().map(Slot::word));
-                    if let Some(found) = found(slot, key) {
-                        return Some((found, other));
-                    }
-                }
-            }
-            fence(Ordering::Acquire);
-            if order.is_multiple_of(2) && self.order.load(Ordering::Relaxed) == order {
-                return None;
-            }
-            std::hint::spin_loop();
+    pub(super) fn find_pair(&self, key: &FlowKey, home: Home) -> Pair<'_> {
+        match self.search(key, home) {
+            Ok(pair) => pair,
+            Err(Changing) => self.search_again(key, home),
         }
+    }
+
+    /// [`Self::find_pair`], when the first look found a change in progress. A writer can
+    /// be pre-empted in the middle of one, so after a number of looks this waits for the
+    /// writer's lock: the kernel then runs the writer, and under the lock nothing changes
+    /// but lives, of which no search depends. So every search ends.
+    #[cold]
+    #[inline(never)]
+    fn search_again(&self, key: &FlowKey, home: Home) -> Pair<'_> {
+        for _ in 0..PATIENCE {
+            std::hint::spin_loop();
+            if let Ok(pair) = self.search(key, home) {
+                return pair;
+            }
+        }
+        let _held = self.lock();
+        self.search_locked(key, home)
+    }
+
+    /// The record of the flow with that key, whether it has expired or not. The caller
+    /// holds the lock.
+    pub(super) fn find_locked(&self, key: &FlowKey, home: Home) -> Option<Found<'_>> {
+        self.search_locked(key, home).map(|(found, _)| found)
+    }
+
+    fn search_locked(&self, key: &FlowKey, home: Home) -> Pair<'_> {
+        // A writer that panicked may have left the order odd, and a record vacant: the
+        // flow isn't there then.
+        self.search(key, home).unwrap_or_default()
+    }
+
+    /// One search of the index.
+    #[inline(always)]
+    fn search(&self, key: &FlowKey, home: Home) -> Result<Pair<'_>, Changing> {
+        let order = self.order.load(Ordering::Acquire);
+        let Some(index) = self.index() else {
+            return Ok(None);
+        };
+        let mask = index.len() - 1;
+        let mut at = home.bucket as usize & mask;
+        let mut other = EMPTY;
+        for _ in 0..index.len() {
+            let word = index[at].load(Ordering::Acquire);
+            if word == EMPTY {
+                break;
+            }
+            at = (at + 1) & mask;
+            if word >> 16 != home.mark() {
+                if other == EMPTY {
+                    other = home.kin(word);
+                }
+            } else if let Some(slot) = self.slot(word) {
+                // The other end was opened after this one, or before.
+                if other == EMPTY {
+                    other = home.kin(index[at].load(Ordering::Acquire));
+                }
+                let other = self.slot(other);
+                super::touch(other.into_iter().map(Slot::word));
+                if let Some(found) = found(slot, key)? {
+                    return Ok(Some((found, other)));
+                }
+            }
+        }
+        fence(Ordering::Acquire);
+        if order.is_multiple_of(2) && self.order.load(Ordering::Relaxed) == order {
+            return Ok(None);
+        }
+        Err(Changing)
     }
 
     /// The word of the index at which a search begins, and one where most have ended: in
@@ -222,6 +269,11 @@ impl Shard {
         self.free
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether a record is to be had.
+    pub(super) fn has_record(&self, free: &Free) -> bool {
+        !free.back.is_empty() || free.fresh < self.most
     }
 
     /// A record for the flow with that key, which has none; `fill` lets it to the
@@ -275,7 +327,12 @@ impl Shard {
                 if !slot.vacate(seen) {
                     return false;
                 }
-                free.back.push(number);
+                // Under the lock nobody gives it a tenant meanwhile.
+                if slot.life().is_worn() {
+                    free.resting[1].push(number);
+                } else {
+                    free.back.push(number);
+                }
                 free.clear(index, at);
                 return true;
             }
@@ -287,7 +344,7 @@ impl Shard {
     /// Puts the index in order if marks or records take up too much of it: three
     /// quarters at the most, so that searches end soon.
     fn make_room(&self, free: &mut Free) {
-        let records = free.fresh - free.back.len();
+        let records = free.fresh - free.without_tenant();
         let old = self.index();
         let length = old.map_or(0, <[_]>::len);
         let full = |taken: usize, length: usize| taken + 1 > length / 4 * 3;
@@ -354,8 +411,10 @@ impl Shard {
         let chunks = self.chunks.iter().filter_map(|chunk| chunk.get());
         let of = |chunk: &Chunk| size_of_val(&*chunk.hot) + size_of_val(&*chunk.cold);
         let records: usize = chunks.map(of).sum();
-        let free = self.lock().back.capacity() * size_of::<u16>();
-        size_of::<Self>() + size_of_val(&*self.chunks) + indices + records + free
+        let free = self.lock();
+        let lists = free.resting.iter().chain([&free.back]);
+        let lists = lists.map(Vec::capacity).sum::<usize>() * size_of::<u16>();
+        size_of::<Self>() + size_of_val(&*self.chunks) + indices + records + lists
     }
 
     /// The record that an index word speaks of.
@@ -399,6 +458,22 @@ fn word(home: Home, number: usize) -> u64 {
 }
 
 impl Free {
+    /// The number of records that were given back.
+    fn without_tenant(&self) -> usize {
+        self.back.len() + self.resting.iter().map(Vec::len).sum::<usize>()
+    }
+
+    /// Ends the rest of those records that have had [`REST`].
+    pub(super) fn turn(&mut self, now: Millis) {
+        if now.0 < self.turned.0 + REST.0 {
+            return;
+        }
+        let [rested, resting] = &mut self.resting;
+        self.back.append(rested);
+        std::mem::swap(rested, resting);
+        self.turned = now;
+    }
+
     /// Clears a word of the index. Where no search goes on after it, the marks
     /// before it are of no use any more either.
     fn clear(&mut self, index: &[AtomicU64], mut at: usize) {
@@ -421,16 +496,47 @@ impl Free {
 }
 
 /// The flow with that key, if the record is its own.
+///
+/// # Errors
+/// [`Changing`] if the record is being given away, maybe to the same flow anew.
 #[inline(always)]
-pub(super) fn found<'s>(slot: Slot<'s>, key: &FlowKey) -> Option<Found<'s>> {
-    for _ in 0..PATIENCE {
-        let life = slot.life();
-        let nature = slot.nature_of(key)?;
-        if slot.is_still(life) && !life.is_vacant() {
-            return Some(Found { slot, life, nature });
-        }
-        // It is being given away, maybe to the same flow anew.
-        std::hint::spin_loop();
+pub(super) fn found<'s>(slot: Slot<'s>, key: &FlowKey) -> Result<Option<Found<'s>>, Changing> {
+    let life = slot.life();
+    let Some(nature) = slot.nature_of(key) else {
+        return Ok(None);
+    };
+    if slot.is_still(life) && !life.is_vacant() {
+        return Ok(Some(Found { slot, life, nature }));
     }
-    None
+    Err(Changing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::InterfaceIx;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    #[test]
+    fn a_reader_gets_an_answer_while_a_rebuild_of_the_index_never_ends() {
+        let shard = Arc::new(Shard::new(10));
+        shard.make_room(&mut shard.lock());
+        // As a writer leaves it that is pre-empted, or has panicked, in the middle.
+        shard.order.fetch_add(1, Ordering::AcqRel);
+        let (tell, told) = mpsc::channel();
+        let reader = Arc::clone(&shard);
+        std::thread::spawn(move || {
+            let frame = [0x45; 24];
+            let key = FlowKey::guess(InterfaceIx::new(0), &frame).unwrap();
+            let home = Home { bucket: 0, tag: 0 };
+            tell.send(reader.find(&key, home).is_none()).unwrap();
+        });
+        let answer = told.recv_timeout(Duration::from_secs(30));
+        assert_eq!(
+            answer,
+            Ok(true),
+            "the reader waits for the rebuild for ever"
+        );
+    }
 }

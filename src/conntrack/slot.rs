@@ -26,8 +26,9 @@ pub(super) struct Slot<'s> {
 #[repr(C, align(64))]
 pub(super) struct Hot {
     life: AtomicU64,
-    /// The key's words; the last one has [`INITIATED`] and [`TRACKED`] beside, and
-    /// whose allowance the flow takes a place of: [`CHARGE_SHIFT`].
+    /// The key's words; the last one has [`INITIATED`] and [`TRACKED`] beside, the
+    /// entity that began the flow ([`SENDER_SHIFT`]), and the one whose allowance the
+    /// flow takes a place of ([`CHARGE_SHIFT`]).
     key: [AtomicU64; 6],
     /// What has judged the packets that leave the interface, and under which generation.
     judged: AtomicU32,
@@ -54,9 +55,12 @@ pub(super) struct Cold {
 const INITIATED: u64 = 1 << 16;
 /// Beside the key: the flow is tracked.
 const TRACKED: u64 = 1 << 17;
-/// Beside the key: the interface that stands for the owner of the allowance, and 1;
-/// or 0.
-const CHARGE_SHIFT: u32 = 32;
+/// Beside the key, 23 bits: the interface that stands for the entity that sent the
+/// first packet.
+const SENDER_SHIFT: u32 = 18;
+/// Beside the key, 23 bits: the interface that stands for the owner of the allowance,
+/// and 1; or 0.
+const CHARGE_SHIFT: u32 = 41;
 /// What of that word is the key's.
 const KEY: u64 = 0xffff;
 
@@ -96,14 +100,21 @@ impl Nature {
 }
 
 /// When a flow ends, its state, and which tenant of the record it is: 44, 8 and
-/// 12 bits. 44 bits of milliseconds are 557 years; a tenant looks like another only
-/// after two thousand others in the time that one packet takes.
+/// 12 bits. 44 bits of milliseconds are 557 years.
+///
+/// The tenant's number, its generation, wraps around. A reference to an earlier tenant
+/// would then look right again, so a record that has used up its numbers rests
+/// ([`Self::is_worn`]): for [`super::REST`] at least it is given to no flow, which is
+/// far longer than a packet keeps a reference. In between a record has each number once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Life(u64);
 
 const EXPIRY_BITS: u32 = 44;
 const LAST_EXPIRY: u64 = (1 << EXPIRY_BITS) - 1;
 const TENANT_SHIFT: u32 = EXPIRY_BITS + 8;
+/// The first of the numbers after which a record rests. A removal and the next opening
+/// take one number each, so none skips all of those that are left.
+const WORN: u64 = (1 << (u64::BITS - TENANT_SHIFT)) - 4;
 
 impl Life {
     #[inline]
@@ -126,6 +137,11 @@ impl Life {
     #[inline]
     pub(super) fn is_vacant(self) -> bool {
         self.expiry() == 0
+    }
+
+    /// Whether the record is to rest before its next tenant.
+    pub(super) fn is_worn(self) -> bool {
+        self.0 >> TENANT_SHIFT >= WORN
     }
 
     #[inline]
@@ -173,6 +189,8 @@ pub(super) struct Tenant<'a> {
     pub(super) rule: RuleId,
     /// The sequence number after its first packet.
     pub(super) end: u32,
+    /// The entity that sent its first packet.
+    pub(super) sender: InterfaceIx,
     /// Whose allowance it takes a place of.
     pub(super) charge: Option<InterfaceIx>,
 }
@@ -272,7 +290,8 @@ impl<'s> Slot<'s> {
         fence(Ordering::Release);
         let mut words = tenant.key.words();
         let charge = tenant.charge.map_or(0, |owner| u64::from(index(owner)) + 1);
-        words[5] |= tenant.nature.0 | charge << CHARGE_SHIFT;
+        let sender = u64::from(index(tenant.sender));
+        words[5] |= tenant.nature.0 | sender << SENDER_SHIFT | charge << CHARGE_SHIFT;
         for (mine, word) in self.hot.key.iter().zip(words) {
             mine.store(word, Ordering::Relaxed);
         }
@@ -304,6 +323,19 @@ impl<'s> Slot<'s> {
         let charge = self.hot.key[5].fetch_and(rest, Ordering::Relaxed) >> CHARGE_SHIFT;
         let owner = usize::try_from(charge.checked_sub(1)?).ok()?;
         Some(InterfaceIx::new(owner))
+    }
+
+    /// Whether it takes a place of an allowance, under the lock.
+    pub(super) fn has_charge(self) -> bool {
+        self.hot.key[5].load(Ordering::Relaxed) >> CHARGE_SHIFT != 0
+    }
+
+    /// Returns the entity that sent the first packet, under the lock.
+    #[expect(clippy::cast_possible_truncation, reason = "23 bits")]
+    pub(super) fn sender(self) -> InterfaceIx {
+        let last = self.hot.key[5].load(Ordering::Relaxed);
+        let bits = CHARGE_SHIFT - SENDER_SHIFT;
+        InterfaceIx::new((last >> SENDER_SHIFT) as usize & ((1 << bits) - 1))
     }
 
     /// The way that was noted last. To be followed by another look at the note
@@ -339,7 +371,7 @@ impl<'s> Slot<'s> {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "no lab has 2^29 interfaces"
+    reason = "no lab has 2^22 interfaces"
 )]
 fn index(interface: InterfaceIx) -> u32 {
     interface.ix() as u32

@@ -1,12 +1,14 @@
 //! What tracking promises, over virtual time.
 
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use super::*;
 use crate::model::protocol;
 use crate::packet::{Segment, TcpFlags, Transport};
 
 const RULE: RuleId = RuleId(7);
+static SENDER: LazyLock<InterfaceIx> = LazyLock::new(|| InterfaceIx::new(0));
 const SYN: TcpFlags = TcpFlags {
     syn: true,
     ack: false,
@@ -88,6 +90,7 @@ impl Interface {
                 now: Millis(self.now),
                 rule: RULE,
                 tracked,
+                sender: *SENDER,
                 allowance: None,
                 replace,
             },
@@ -243,15 +246,6 @@ fn a_forged_reset_ends_only_a_connection_without_packets_from_both_sides_for_a_m
 }
 
 #[test]
-fn only_what_is_closed_is_forgotten_for_a_new_connection() {
-    let eni = Interface::opened_by(&tcp(SYN));
-    eni.table.forget_closed(&eni.key);
-    assert!(eni.back(&tcp(RST)));
-    eni.table.forget_closed(&eni.key);
-    assert!(eni.table.is_empty());
-}
-
-#[test]
 fn what_was_judged_counts_for_its_direction_and_generation_only() {
     let eni = Interface::opened_by(&udp());
     let flow = eni.table.find(&eni.key, Millis(eni.now)).unwrap();
@@ -287,6 +281,7 @@ fn an_allowance_counts_tracked_flows_and_gets_their_places_back() {
             now: Millis(now),
             rule: RULE,
             tracked,
+            sender: *SENDER,
             allowance: Some(allowance),
             replace: true,
         };
@@ -304,15 +299,51 @@ fn an_allowance_counts_tracked_flows_and_gets_their_places_back() {
     assert_eq!(open(4, true, 0), Ok(()));
     table.sweep(Millis(30_000));
     assert_eq!(table.available(allowance), 2);
+    assert_eq!(table.share(*SENDER), (0, 50));
 }
 
 #[test]
-fn an_untracked_flow_without_room_is_merely_not_remembered() {
+fn a_place_taken_over_is_its_new_entity_s() {
+    let table = FlowTable::new(8);
+    let (key, first) = nth(0);
+    let by = |sender, now| Opening {
+        sender: InterfaceIx::new(sender),
+        replace: true,
+        ..opening_nth(&first, 0, now)
+    };
+    table.open(key, &by(1, 0)).unwrap();
+    table.open(key, &by(2, 0)).unwrap();
+    let held = |table: &FlowTable| [1, 2].map(|entity| table.share(InterfaceIx::new(entity)));
+    assert_eq!(held(&table), [(0, 3), (1, 3)]);
+    // One that has its share takes none over, were it another's that has expired.
+    for number in 1..5 {
+        let (key, first) = nth(number);
+        let sender = InterfaceIx::new(1);
+        let opening = Opening {
+            sender,
+            ..opening_nth(&first, number, 0)
+        };
+        let opened = table.open(key, &opening);
+        assert_eq!(opened.is_ok(), number < 4, "{number}: {opened:?}");
+    }
+    assert_eq!(held(&table), [(3, 0), (1, 1)]);
+    assert_eq!(
+        table.open(key, &by(1, 40_000)),
+        Ok(()),
+        "4 are free, and 4 its own"
+    );
+    assert_eq!(table.open(key, &by(2, 40_000)), Ok(()));
+    table.sweep(Millis(100_000));
+    assert_eq!(held(&table), [(0, 4), (0, 4)]);
+}
+
+#[test]
+fn a_flow_without_room_is_refused_tracked_or_not() {
     let eni = Interface {
         table: FlowTable::new(0),
         ..Interface::opened_by(&udp())
     };
-    assert_eq!(eni.open(&udp(), false, false), Ok(()));
+    assert_eq!(eni.open(&udp(), false, false), Err(NoRoom::Table));
     assert_eq!(eni.open(&udp(), true, false), Err(NoRoom::Table));
     assert!(eni.table.is_empty());
 }
@@ -354,7 +385,8 @@ fn protocols_without_ports_have_six_hundred_seconds() {
 
 #[test]
 fn a_full_table_refuses_new_flows_and_keeps_the_old() {
-    let table = FlowTable::new(2);
+    // One sender gets half of it.
+    let table = FlowTable::new(4);
     let open = |port| {
         let first = packet(
             Transport::Udp {
@@ -375,6 +407,7 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
                 now: Millis(0),
                 rule: RULE,
                 tracked: true,
+                sender: *SENDER,
                 allowance: None,
                 replace: false,
             },
@@ -445,17 +478,23 @@ fn nth(nth: u32) -> (FlowKey, Packet) {
 
 fn open_nth(table: &FlowTable, number: u32, now: u64) -> Result<(), NoRoom> {
     let (key, first) = nth(number);
-    let opening = Opening {
-        packet: &first,
+    table.open(key, &opening_nth(&first, number, now))
+}
+
+fn opening_nth(first: &Packet, number: u32, now: u64) -> Opening<'_> {
+    static TRACKING: LazyLock<Tracking> = LazyLock::new(Tracking::default);
+    Opening {
+        packet: first,
         direction: Direction::Egress,
-        tracking: &Tracking::default(),
+        tracking: &TRACKING,
         now: Millis(now),
         rule: RuleId(number.into()),
         tracked: true,
+        // Several, or one would get no more than half of a table.
+        sender: InterfaceIx::new(number as usize % 64),
         allowance: None,
         replace: false,
-    };
-    table.open(key, &opening)
+    }
 }
 
 #[test]
@@ -588,7 +627,7 @@ fn several_workers_open_a_flow_once() {
 
 #[test]
 fn a_flow_that_gave_its_record_to_another_takes_no_note_any_more() {
-    let table = FlowTable::new(1);
+    let table = FlowTable::new(2);
     open_nth(&table, 1, 0).unwrap();
     let (key, packet) = nth(1);
     let flow = table.find(&key, Millis(0)).unwrap();
@@ -620,4 +659,30 @@ fn a_million_flows_take_less_than_128_bytes_each() {
     }
     let each = table.bytes() as f64 / 1e6;
     assert!(each <= 128.0, "{each} bytes");
+}
+
+#[test]
+fn a_reference_is_not_honoured_however_often_its_record_was_given_away() {
+    let table = FlowTable::new(2);
+    open_nth(&table, 1, 0).unwrap();
+    let (key, packet) = nth(1);
+    let stale = table.find(&key, Millis(0)).unwrap();
+    let next = Opening {
+        replace: true,
+        ..opening_nth(&packet, 1, 0)
+    };
+    // Removed and given to the next, and given to the next where it lies.
+    for round in 0..10_000 {
+        if round % 3 == 0 {
+            table.clear();
+        }
+        table.open(key, &next).unwrap();
+        let still = stale.take_note(
+            &packet.segment(),
+            Direction::Egress,
+            &Tracking::default(),
+            Millis(0),
+        );
+        assert!(!still, "honoured after {round} others");
+    }
 }

@@ -30,6 +30,8 @@ pub(super) struct Station<'p> {
     /// flow lets it in.
     pub(super) meets_own_flow: bool,
     pub(super) now: Millis,
+    /// The entity that sent the packet, as its first interface.
+    pub(super) sender: InterfaceIx,
 }
 
 /// How a packet passed an interface.
@@ -82,7 +84,6 @@ impl Datapath {
         if direction == Direction::Ingress {
             station.pass_acl(packet, flow.as_ref(), recorder)?;
         }
-        let flow = self.without_closed(key.as_ref(), flow, packet);
         let known = match &flow {
             Some(flow) => station.ask(flow, packet, recorder)?,
             None => Known::Unknown { replace: false },
@@ -97,25 +98,6 @@ impl Datapath {
             }
         };
         self.leave(station, packet, flow, admission, recorder)
-    }
-
-    /// A connection attempt on the ports of a closed connection is a new flow,
-    /// and the old one is forgotten.
-    #[inline]
-    fn without_closed<'t>(
-        &'t self,
-        key: Option<&FlowKey>,
-        flow: Option<FlowRef<'t>>,
-        packet: &Packet,
-    ) -> Option<FlowRef<'t>> {
-        let (Some(key), Some(known)) = (key, &flow) else {
-            return flow;
-        };
-        if !(known.is_tracked() && known.is_closed() && packet.opens_connection()) {
-            return flow;
-        }
-        self.flows.forget_closed(key);
-        None
     }
 
     /// The ACL on the way out, once the groups let the packet pass.
@@ -240,6 +222,7 @@ impl Datapath {
             now,
             rule,
             tracked,
+            sender: station.sender,
             allowance: interface.allowance,
             replace: !matches!(known, Known::Unknown { replace: false }),
         };
@@ -312,6 +295,11 @@ impl Station<'_> {
         let Self { at, direction, .. } = *self;
         if flow.is_tracked() {
             if flow.is_closed() {
+                // A connection attempt on its ports is a new flow, which takes its place
+                // once the rules let it pass.
+                if packet.opens_connection() {
+                    return Ok(Known::Unknown { replace: true });
+                }
                 recorder.step(Step::Closed { at, direction });
                 return Err((DropReason::ConnectionClosed, at));
             }

@@ -259,3 +259,108 @@ fn a_verdict_knows_the_packet_as_it_came_in() {
         assert_ne!(verdict.original, Original::Unchanged);
     }
 }
+
+/// A server whose port 80 is open to everybody, and everything back: untracked there.
+const OPEN: &str = "
+vpc: { cidr: [10.0.0.0/16] }
+subnets: { s: { cidr: [10.0.0.0/24] } }
+security_groups:
+  client: {}
+  web: { ingress: [ { protocol: tcp, ports: 80, from: 0.0.0.0/0 } ] }
+entities:
+  client: { kind: ec2, subnet: s, addresses: [10.0.0.10], security_groups: [client] }
+  web: { kind: ec2, subnet: s, addresses: [10.0.0.11], security_groups: [web] }
+";
+
+#[test]
+fn however_full_the_table_an_answer_lets_nobody_back_in_whose_rule_was_revoked() {
+    const WEB: usize = 1;
+    let model = |text: &str| load_str("lab.yaml", text).unwrap().model;
+    let tcp = |source, destination, syn, ack| Transport::Tcp {
+        source,
+        destination,
+        flags: TcpFlags {
+            syn,
+            ack,
+            ..TcpFlags::default()
+        },
+        end: 0,
+        acknowledgement: 0,
+    };
+    let mut answered = 0;
+    for capacity in 0..40 {
+        let open = Policy::compile(&model(OPEN), None);
+        let revoked = OPEN.replace(
+            "web: { ingress: [ { protocol: tcp, ports: 80, from: 0.0.0.0/0 } ] }",
+            "web: {}",
+        );
+        let revoked = Policy::compile(&model(&revoked), Some(&open));
+        let mut road = Road {
+            policy: open,
+            datapath: Datapath::new(capacity),
+        };
+        let passes = |fate| matches!(fate, Fate::Forward { .. });
+        let asked: Vec<u16> = (1000..1020)
+            .filter(|port| passes(road.send(A, 10, 11, tcp(*port, 80, true, false))))
+            .filter(|port| passes(road.send(WEB, 11, 10, tcp(80, *port, true, true))))
+            .collect();
+        answered += asked.len();
+        road.policy = revoked;
+        for port in asked {
+            for flags in [(false, true), (true, false)] {
+                let again = tcp(port, 80, flags.0, flags.1);
+                let fate = road.send(A, 10, 11, again);
+                assert!(!passes(fate), "{port} of a table of {capacity}: {fate:?}");
+            }
+        }
+    }
+    assert!(answered > 0);
+}
+
+/// Entities of which each may send to each.
+const PEERS: &str = "
+vpc: { cidr: [10.0.0.0/16] }
+subnets: { s: { cidr: [10.0.0.0/24] } }
+security_groups:
+  all: { ingress: [ { protocol: udp, ports: 53, from: 10.0.0.0/16 } ] }
+entities:
+  a: { kind: ec2, subnet: s, addresses: [10.0.0.10], security_groups: [all] }
+  b: { kind: ec2, subnet: s, addresses: [10.0.0.11], security_groups: [all] }
+  c: { kind: ec2, subnet: s, addresses: [10.0.0.12], security_groups: [all] }
+  d: { kind: ec2, subnet: s, addresses: [10.0.0.13], security_groups: [all] }
+";
+
+#[test]
+fn an_entity_s_flood_leaves_as_much_room_to_others_as_it_takes() {
+    let model = load_str("lab.yaml", PEERS).unwrap().model;
+    let road = Road {
+        policy: Policy::compile(&model, None),
+        datapath: Datapath::new(100),
+    };
+    // How many of a flood pass: each takes an entry at either end.
+    let flood = |from: usize, source, destination| {
+        let fates = (0..200).map(|port| {
+            let datagram = Transport::Udp {
+                source: port,
+                destination: 53,
+            };
+            road.send(from, source, destination, datagram)
+        });
+        let refused = |fate: &Fate| match fate {
+            Fate::Drop { reason, .. } => {
+                assert_eq!(*reason, DropReason::FlowTableFull);
+                true
+            }
+            _ => false,
+        };
+        fates.filter(|fate| !refused(fate)).count()
+    };
+    assert_eq!(flood(0, 10, 11), 25, "half of the table");
+    // What it was aimed at has room for others, and they have half of the rest.
+    assert_eq!(flood(2, 12, 11), 12);
+    // So has it itself, and who has no part in it.
+    assert!(flood(1, 11, 13) > 5);
+    assert!(flood(3, 13, 12) > 2);
+    // Who holds as much as is left gets no more.
+    assert_eq!(flood(0, 10, 12), 0);
+}

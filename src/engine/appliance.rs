@@ -182,6 +182,8 @@ impl Appliance {
             .map(|(at, interface)| {
                 let traffic = self.engine.counters().traffic(at);
                 let own = by_id.get(interface.id.as_str()).copied();
+                let (flow_entries, flow_entries_available) =
+                    self.engine.flows().share(interface.entity);
                 InterfaceStatus {
                     id: interface.id.clone(),
                     name: interface.label.clone(),
@@ -208,6 +210,8 @@ impl Appliance {
                         .allowance
                         .map(|allowance| self.engine.flows().available(allowance)),
                     conntrack_allowance: interface.allowance.map(|allowance| allowance.limit),
+                    flow_entries,
+                    flow_entries_available,
                     drops: traffic
                         .drops_by_reason()
                         .map(|(reason, count)| (reason.as_str().to_owned(), count))

@@ -141,6 +141,14 @@ pub struct InterfaceStatus {
     /// How many that are at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conntrack_allowance: Option<u32>,
+    /// The number of entries of the flow table that its entity has begun, at its own and
+    /// at other interfaces.
+    #[serde(default)]
+    pub flow_entries: usize,
+    /// The number of entries that it may still begin, as long as nobody else does: an
+    /// entity may hold as many as remain free.
+    #[serde(default)]
+    pub flow_entries_available: usize,
     /// Packets dropped at it, by reason.
     pub drops: BTreeMap<String, u64>,
 }

@@ -271,7 +271,7 @@ impl Oracle {
         let sent = Seen::new(packet, source_is_own);
         let mut egress = None;
         if !from_outside {
-            let admitted = self.admit(from, Direction::Egress, sent, now);
+            let admitted = self.admit(from, Direction::Egress, from, sent, now);
             egress = Some(admitted.map_err(|reason| (reason, from))?);
         }
 
@@ -311,7 +311,7 @@ impl Oracle {
         }
         let mut ingress = None;
         if !receiver_outside {
-            let admitted = self.admit(to, Direction::Ingress, seen, now);
+            let admitted = self.admit(to, Direction::Ingress, from, seen, now);
             ingress = Some(admitted.map_err(|reason| (reason, to))?);
         }
 

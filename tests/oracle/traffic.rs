@@ -99,7 +99,7 @@ impl Case {
     /// How many flows are remembered at most.
     pub fn capacity(&self) -> usize {
         match self.capacity {
-            few @ 1..=16 => usize::from(few.div_ceil(2)) + 1,
+            few @ 1..=32 => usize::from(few),
             _ => 1 << 20,
         }
     }

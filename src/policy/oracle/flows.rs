@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::groups::Seen;
 use super::packet::{Payload, Quoted, Speech, TcpFlags};
-use crate::model::{Direction, InterfaceIx, Model};
+use crate::model::{Direction, EntityIx, InterfaceIx, Model};
 
 /// A TCP connection that isn't established yet, or that both sides have ended,
 /// idles out after this, and one that was reset goes after it unless both sides are
@@ -160,6 +160,8 @@ pub(super) struct Flow {
     pub(super) tracked: bool,
     /// The direction of the packet that opened it: that side is the initiator.
     pub(super) opened: Direction,
+    /// The entity that sent that packet.
+    pub(super) began: EntityIx,
     last_seen: Duration,
     progress: Progress,
 }
@@ -221,6 +223,7 @@ impl Flow {
         tracked: bool,
         payload: Payload,
         direction: Direction,
+        began: EntityIx,
         now: Duration,
     ) -> Self {
         let progress = match payload {
@@ -244,6 +247,7 @@ impl Flow {
             identity,
             tracked,
             opened: direction,
+            began,
             last_seen: now,
             progress,
         }

@@ -51,12 +51,13 @@ impl Seen {
 }
 
 impl Oracle {
-    /// Whether the groups of interface `at` let the packet pass, and why.
+    /// Whether the groups of interface `at` let the packet from `sender` pass, and why.
     /// Remembers the flow that it opens, or how far its flow has come.
     pub(super) fn admit(
         &mut self,
         at: InterfaceIx,
         direction: Direction,
+        sender: InterfaceIx,
         seen: Seen,
         now: Duration,
     ) -> Result<Admission, DropReason> {
@@ -67,7 +68,7 @@ impl Oracle {
         } else {
             Identity::of_packet(at, direction, seen)
         };
-        let mut known = identity.and_then(|identity| self.position(identity));
+        let known = identity.and_then(|identity| self.position(identity));
 
         // A tracked flow first: a reply, or more of the same, passes whatever
         // the rules of its direction say (§1.3, §3.4).
@@ -83,13 +84,9 @@ impl Oracle {
             }
             // "A packet after the connection closed is rejected" (§3.5),
             // unless it starts a new connection on the same ports. That one is
-            // judged like any first packet, and the old one is forgotten.
+            // judged like any first packet, and takes the old one's place if it passes.
             if !seen.payload.starts_connection() {
                 return Err(DropReason::ConnectionClosed);
-            }
-            if self.flows[position].is_closed() {
-                self.flows.remove(position);
-                known = None;
             }
         }
 
@@ -124,40 +121,40 @@ impl Oracle {
             self.flows[position].continue_with(seen.payload, direction, now);
             return Ok(admission);
         }
-        let flow = Flow::open(identity, tracked, seen.payload, direction, now);
+        let began = self.model.interfaces[sender.ix()].entity;
+        let flow = Flow::open(identity, tracked, seen.payload, direction, began, now);
         self.remember(flow, known)?;
         Ok(admission)
     }
 
-    /// Keeps a new flow, in the place of the one at `old` if there is such a one. Without room the packet of a tracked flow is dropped, and
-    /// live flows stay; that of an untracked one passes and is not remembered.
-    /// (Untracked ones have half of the room: AWS needs none for them, so they
-    /// must not take that of those that it tracks.)
+    /// Keeps a new flow, in the place of the untracked or closed one at `old` if there
+    /// is such a one. Without room the packet is dropped, and live flows stay. That goes
+    /// for untracked flows too, for which AWS needs no room: an answer in one that is
+    /// not remembered would open another from the wrong side.
+    ///
+    /// The table is shared among those who send: an entity may have begun no more
+    /// flows than there are places left. (AWS has an allowance for each instance, of
+    /// unpublished size, §3.6.)
     fn remember(&mut self, flow: Flow, old: Option<usize>) -> Result<(), DropReason> {
         let entity = self.model.interfaces[flow.identity.interface.ix()].entity;
         let allowance = self.model.entities[entity.ix()].max_flows;
-        let has_place = old.is_some_and(|old| self.flows[old].tracked);
-        let is_full = allowance.is_some_and(|most| self.tracked(entity) >= most as usize);
-        if flow.tracked && !has_place && is_full {
+        let others =
+            self.tracked(entity) - usize::from(old.is_some_and(|old| self.flows[old].tracked));
+        if flow.tracked && allowance.is_some_and(|most| others >= most as usize) {
             return Err(DropReason::ConntrackAllowance);
         }
-        if let Some(old) = old {
-            self.flows[old] = flow;
-            return Ok(());
+        let place_is_its_own = old.is_some_and(|old| self.flows[old].began == flow.began);
+        let begun = self.flows.iter().filter(|other| other.began == flow.began);
+        let begun = begun.count() + 1;
+        let taken = self.flows.len() + usize::from(old.is_none());
+        if !place_is_its_own && begun > self.capacity.saturating_sub(taken) {
+            return Err(DropReason::FlowTableFull);
         }
-        let room = if flow.tracked {
-            self.capacity
-        } else {
-            self.capacity / 2
-        };
-        if self.flows.len() < room {
-            self.flows.push(flow);
-            Ok(())
-        } else if flow.tracked {
-            Err(DropReason::FlowTableFull)
-        } else {
-            Ok(())
+        match old {
+            Some(old) => self.flows[old] = flow,
+            None => self.flows.push(flow),
         }
+        Ok(())
     }
 
     /// How many flows are tracked on all interfaces of `entity`: what counts

@@ -79,7 +79,7 @@ impl Oracle {
         if !acl::allows(&self.model, to, Direction::Ingress, seen) {
             return Some((DropReason::NetworkAclIngress, to));
         }
-        match self.admit(to, Direction::Ingress, seen, now) {
+        match self.admit(to, Direction::Ingress, to, seen, now) {
             Ok(_) => None,
             Err(reason) => Some((reason, to)),
         }

@@ -123,36 +123,39 @@ fn an_untracked_flow_that_is_to_be_tracked_needs_a_place() {
 }
 
 #[test]
-fn a_full_table_drops_new_tracked_flows_and_lets_untracked_ones_pass_unremembered() {
-    let (mut lab, a, b) = limited(5);
-    // Tracked at their sender only, two fill it.
-    let mut oracle = Oracle::with_capacity(lab.model(), 2);
-    for port in [1, 2] {
-        assert_delivered(oracle.verdict(&ask(a, port), at(0)), b);
+fn an_entity_begins_as_many_flows_as_leave_the_same_number_of_places() {
+    for untracked in [false, true] {
+        let (mut lab, a, b) = limited(5);
+        let groups = lab.0.interfaces[a.ix()].groups().to_vec();
+        if untracked {
+            lab.allow_in(groups[0], Traffic::All, any4());
+        }
+        let c = lab.eni("10.0.1.12", &groups);
+        let other = |port| udp(c, "10.0.1.12", "10.0.1.11", port, 53);
+        // A flow takes a place at either end.
+        let mut oracle = Oracle::with_capacity(lab.model(), 12);
+        for port in [1, 2, 3] {
+            assert_delivered(oracle.verdict(&ask(a, port), at(0)), b);
+        }
+        assert_eq!(
+            oracle.verdict(&ask(a, 4), at(0)),
+            dropped(DropReason::FlowTableFull, a)
+        );
+        // What was there goes on, and another has half of the rest with the same server.
+        assert_delivered(oracle.verdict(&ask(a, 3), at(1)), b);
+        assert_delivered(oracle.verdict(&other(1), at(1)), b);
+        assert_eq!(
+            oracle.verdict(&other(2), at(1)),
+            dropped(DropReason::FlowTableFull, b)
+        );
+        assert_eq!(oracle.flows(), 9);
     }
-    assert_eq!(
-        oracle.verdict(&ask(a, 3), at(0)),
-        dropped(DropReason::FlowTableFull, a)
-    );
-
-    let group = lab.0.interfaces[a.ix()].groups()[0];
-    lab.allow_in(group, Traffic::All, any4());
-    let mut oracle = Oracle::with_capacity(lab.model(), 2);
-    for port in [1, 2, 3] {
-        assert_delivered(oracle.verdict(&ask(a, port), at(0)), b);
-    }
-    assert_eq!(oracle.flows(), 1, "untracked ones have half of it");
-    // The other half holds a ping at one end.
-    assert_eq!(
-        oracle.verdict(&echo(a, "10.0.1.10", "10.0.1.11", true, 1), at(0)),
-        dropped(DropReason::FlowTableFull, b)
-    );
 }
 
 #[test]
 fn the_allowance_is_checked_before_the_table() {
     let (lab, a, b) = limited(1);
-    let mut oracle = Oracle::with_capacity(lab.model(), 2);
+    let mut oracle = Oracle::with_capacity(lab.model(), 4);
     assert_delivered(oracle.verdict(&ask(a, 1), at(0)), b);
     assert_eq!(
         oracle.verdict(&ask(a, 2), at(0)),

@@ -1,0 +1,27 @@
+//! The number of entries that each entity has begun.
+
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
+
+use crossbeam::utils::CachePadded;
+
+use crate::model::InterfaceIx;
+
+/// A counter for each entity, on a cache line of its own, by the interface that stands
+/// for it. Found without a lock: what is there never moves.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    /// Block `n` has the counters from `2^n - 1` on, twice as many as the one before.
+    blocks: [OnceLock<Box<[CachePadded<AtomicUsize>]>>; 23],
+}
+
+impl Shares {
+    /// The counter of that entity.
+    pub(super) fn of(&self, entity: InterfaceIx) -> &AtomicUsize {
+        let number = entity.ix() + 1;
+        let block = number.ilog2();
+        let counters = self.blocks[block as usize]
+            .get_or_init(|| (0..1 << block).map(|_| CachePadded::default()).collect());
+        &counters[number - (1 << block)]
+    }
+}
