@@ -377,7 +377,7 @@ impl FlowTable {
             shard.lock().turn(now);
             self.remove_if(shard, |life| !life.is_live(now))
         };
-        shards.iter().map(|shard| expired(&**shard)).sum()
+        shards.iter().map(|shard| expired(shard)).sum()
     }
 
     /// Forgets every flow.

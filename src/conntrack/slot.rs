@@ -331,7 +331,6 @@ impl<'s> Slot<'s> {
     }
 
     /// Returns the entity that sent the first packet, under the lock.
-    #[expect(clippy::cast_possible_truncation, reason = "23 bits")]
     pub(super) fn sender(self) -> InterfaceIx {
         let last = self.hot.key[5].load(Ordering::Relaxed);
         let bits = CHARGE_SHIFT - SENDER_SHIFT;

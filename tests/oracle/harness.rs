@@ -293,7 +293,11 @@ impl World {
                 let frames = plan.frames(model);
                 return frames.into_iter().map(|frame| (frame, place)).collect();
             }
-            Step::Talk(..) | Step::Wait(_) | Step::Idle(..) | Step::Change(_) => None,
+            Step::Talk(..)
+            | Step::HalfClose(..)
+            | Step::Wait(_)
+            | Step::Idle(..)
+            | Step::Change(_) => None,
         };
         one.into_iter().collect()
     }

@@ -44,6 +44,24 @@ pub fn turn_plan() -> impl Strategy<Value = TurnPlan> {
     )
 }
 
+/// What follows a SYN in a connection that one side half closes: the handshake, its FIN,
+/// the acknowledgement of that, and more from the other side.
+pub fn half_close() -> [TurnPlan; 5] {
+    [
+        (true, 0),
+        (true, 0),
+        (false, FIN_TURN),
+        (true, 0),
+        (false, 0),
+    ]
+    .map(|(reply, flags)| TurnPlan {
+        reply,
+        flags,
+        number: 0,
+        data: 0,
+    })
+}
+
 impl TurnPlan {
     /// True if an attacker sends it, who knows only addresses and ports.
     fn is_forged(&self) -> bool {
@@ -364,7 +382,7 @@ impl History {
         };
         *set = match plan.flags % 20 {
             0..=9 => natural,
-            10..=13 => FIN_ACK,
+            FIN_TURN..=13 => FIN_ACK,
             14 => flags(true, false, false, false),
             15 => SYN_ACK,
             16 => flags(false, false, false, true),
@@ -402,6 +420,8 @@ impl History {
 const ACK: TcpFlags = flags(false, true, false, false);
 const SYN_ACK: TcpFlags = flags(true, true, false, false);
 const FIN_ACK: TcpFlags = flags(false, true, true, false);
+/// Plans a FIN.
+const FIN_TURN: u8 = 10;
 
 /// The numbers of a TCP segment.
 #[derive(Debug, Clone, Copy)]

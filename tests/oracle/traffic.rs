@@ -41,6 +41,8 @@ pub enum Step {
     Send(PacketPlan),
     /// Somebody sends a packet, and the two ends go on from there.
     Talk(PacketPlan, Vec<TurnPlan>),
+    /// Somebody opens a connection and ends one side of it; long after, it goes on.
+    HalfClose(PacketPlan, u8),
     /// The conversation of an earlier packet goes on.
     Turn(u8, TurnPlan),
     /// Somebody sends an ICMP error about an earlier packet.
@@ -114,6 +116,13 @@ impl Step {
                 let turns = turns.iter().map(|turn| Self::Turn(0, *turn));
                 std::iter::once(first).chain(turns).collect()
             }
+            Self::HalfClose(plan, by) => {
+                let turn = |turn| Self::Turn(0, turn);
+                let [closing @ .., last] = talk::half_close();
+                let opens = Self::Send(plan.clone());
+                let closing = std::iter::once(opens).chain(closing.map(turn));
+                closing.chain([Self::Wait(*by), turn(last)]).collect()
+            }
             Self::Flood(plan) => {
                 let flood = || Self::Flood(plan.clone());
                 vec![flood(), Self::Wait(LIFE_OF_A_DATAGRAM), flood()]
@@ -130,6 +139,15 @@ impl Step {
 }
 
 impl PacketPlan {
+    /// The same, opening a TCP connection if any protocol will do.
+    fn opening_tcp(self) -> Self {
+        Self {
+            protocol: 0,
+            flags: 0,
+            ..self
+        }
+    }
+
     /// The frame that is meant in `model`.
     pub fn build(&self, model: &Model) -> Frame {
         let extension = self.extension();
@@ -395,6 +413,9 @@ impl PacketPlan {
 /// [`wait`]s for as long as a datagram is remembered.
 const LIFE_OF_A_DATAGRAM: u8 = 4 + 2;
 
+/// [`wait`]s for two minutes; the next numbers for up to six.
+const TWO_MINUTES: u8 = 4 * 7 + 2;
+
 /// How long a [`Step::Wait`] lasts: around every timeout there is, a
 /// millisecond short, exact, and a millisecond past; and halves, so that it
 /// shows what refreshes a flow and what does not.
@@ -460,6 +481,9 @@ fn step() -> impl Strategy<Value = Step> {
         16 => packet_plan().prop_map(Step::Send),
         14 => (friendly_plan(), vec(talk::turn_plan(), 1..=8))
             .prop_map(|(plan, turns)| Step::Talk(plan, turns)),
+        5 => (friendly_plan(), TWO_MINUTES..TWO_MINUTES + 8).prop_map(|(plan, by)| {
+            Step::HalfClose(plan.opening_tcp(), by)
+        }),
         20 => (back(), talk::turn_plan()).prop_map(|(back, turn)| Step::Turn(back, turn)),
         8 => (back(), talk::error_plan()).prop_map(|(back, error)| Step::Error(back, error)),
         5 => (back(), any::<u8>()).prop_map(|(back, by)| Step::Forward(back, by)),
