@@ -1,10 +1,11 @@
 //! What a sidecar confines itself to: what it does goes on, all else is refused. Tried in
 //! processes of their own, because a filter stays for good.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
@@ -26,6 +27,9 @@ use sgwall::lab::{self, Session};
 use sgwall::link::Link;
 use sgwall::model::{InterfaceIx, Model};
 use sgwall::sidecar::confine::{Reach, check, drop_capabilities, seccomp};
+use sgwall::sidecar::dns::Family;
+use sgwall::sidecar::members::Answer;
+use sgwall::sidecar::resolver::Resolver;
 
 use crate::privilege::namespaces;
 use crate::support::{PATIENCE, unique_name, words};
@@ -157,13 +161,6 @@ fn works(name: &str) {
         confined.wait();
         asks.join().unwrap();
 
-        let hosts: Vec<IpAddr> = ("localhost", 0)
-            .to_socket_addrs()
-            .unwrap()
-            .map(|address| address.ip())
-            .collect();
-        assert!(hosts.contains(&Ipv4Addr::LOCALHOST.into()), "{hosts:?}");
-
         // Its control socket answers, from a thread that is started for it.
         let mut client = Client::connect(&lab.session().as_running()).unwrap();
         let (status, _) = client.call(&Request::new("status")).unwrap();
@@ -215,11 +212,17 @@ fn look_up(resolv_conf: &Path, confined: &Barrier) {
     drop_capabilities(&[]).unwrap();
     confined.wait();
 
-    let found = ("db.example", 5432).to_socket_addrs().unwrap();
-    assert_eq!(
-        found.collect::<Vec<_>>(),
-        [SocketAddr::from(([192, 0, 2, 7], 5432))]
-    );
+    // One name of the resolver's, and one of /etc/hosts.
+    let names = ["db.example", "localhost"].map(str::to_owned).to_vec();
+    let resolver = Resolver::start(PATIENCE, vec![Family::V4], names).unwrap();
+    let found: BTreeMap<String, Vec<IpAddr>> = (0..2)
+        .map(|_| match resolver.answers.recv_timeout(PATIENCE).unwrap() {
+            (name, Answer::Found(found), _) => (name, found.iter().map(|it| it.0).collect()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(found["db.example"], [IpAddr::from([192, 0, 2, 7])]);
+    assert!(found["localhost"].contains(&Ipv4Addr::LOCALHOST.into()));
     let socket = UdpSocket::bind("10.31.0.10:0").unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.send_to(&question(), "10.31.0.20:53").unwrap();

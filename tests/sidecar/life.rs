@@ -164,7 +164,7 @@ pub fn a_missing_privilege_is_named_with_its_flag_and_nothing_is_touched() {
             scope.spawn(start).join().unwrap()
         });
         assert_eq!(guard.process.wait().code(), Some(3));
-        guard.process.stderr.wait(flag, |line| line.contains(flag));
+        guard.process.stdout.wait(flag, |line| line.contains(flag));
     }
     assert!(network.reaches(address(APP)));
 }
