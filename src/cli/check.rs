@@ -186,7 +186,7 @@ impl std::fmt::Display for Summary {
 
 fn names(lab: &Path, rules: &[PathBuf]) -> Vec<String> {
     let files = std::iter::once(lab).chain(rules.iter().map(PathBuf::as_path));
-    files.map(|path| config::shown(path)).collect()
+    files.map(config::shown).collect()
 }
 
 fn count(found: &Diagnostics) -> String {

@@ -119,7 +119,7 @@ impl Watch {
                 let age = |stamp: &Stamp| SystemTime::now().duration_since(stamp.modified).ok();
                 let rested = file.seen.as_ref().is_none_or(|stamp| {
                     // A time that is yet to come says nothing.
-                    !stamp.regular || age(&stamp).is_none_or(|age| age >= REST)
+                    !stamp.regular || age(stamp).is_none_or(|age| age >= REST)
                 });
                 let whole = writers == Writers::None && file.ends_with_newline();
                 if writers != Writers::Some && (whole || rested) {
