@@ -75,6 +75,9 @@ enum What {
     /// Sends datagrams from many sockets by turns, each a flow that is answered.
     UdpFlows {
         to: SocketAddr,
+        /// Don't wait for the answers: a flood.
+        #[arg(long)]
+        flood: bool,
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
         /// New flows a second.
@@ -136,7 +139,12 @@ fn main() -> ExitCode {
             run,
         } => udp_send(to, seconds, rate, payload, run),
         What::UdpCount { at } => udp_count(at),
-        What::UdpFlows { to, seconds, rate } => udp_flows(to, seconds, rate),
+        What::UdpFlows {
+            to,
+            flood,
+            seconds,
+            rate,
+        } => udp_flows(to, flood, seconds, rate),
         What::Echo { at } => echo(at),
         What::Pingpong {
             to,
@@ -285,7 +293,7 @@ impl Count {
     }
 }
 
-fn udp_flows(to: SocketAddr, seconds: f64, rate: f64) -> Result<()> {
+fn udp_flows(to: SocketAddr, flood: bool, seconds: f64, rate: f64) -> Result<()> {
     let mut pace = Pace::new(seconds, Some(rate));
     let (mut flows, mut answered) = (0_u64, 0_u64);
     while let Some(due) = pace.due() {
@@ -294,8 +302,11 @@ fn udp_flows(to: SocketAddr, seconds: f64, rate: f64) -> Result<()> {
             socket.connect(to)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             flows += 1;
-            let came = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 16]));
-            answered += u64::from(came.is_ok());
+            let sent = socket.send(b"?");
+            if !flood {
+                let came = sent.and_then(|_| socket.recv(&mut [0; 16]));
+                answered += u64::from(came.is_ok());
+            }
         }
     }
     let seconds = pace.elapsed();
