@@ -277,7 +277,7 @@ fn open(table: &FlowTable, packet: &Packet, at: InterfaceIx, direction: Directio
         now: NOW,
         rule: RuleId(1),
         tracked: true,
-        // Begun by many entities: one may hold half of a table at most.
+        // Spread over many entities, because one entity may hold at most half of a table.
         sender: InterfaceIx::new(nth % 64),
         allowance: None,
         replace: false,

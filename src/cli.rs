@@ -131,10 +131,9 @@ pub enum CliError {
     System(String),
 }
 
-/// Returns what to do about the limit of open files, where `text` tells of an
-/// error that comes of it.
+/// Returns advice on the limit of open files if `text` reports that the limit was reached.
 fn file_limit_advice(text: &str) -> &'static str {
-    // As `io::Error` and `Errno` write EMFILE.
+    // The text that `io::Error` and `Errno` use for EMFILE.
     if text.contains("Too many open files") {
         "\n  raise the limit of open files: ulimit -n 4096"
     } else {
@@ -181,12 +180,12 @@ impl CliError {
 
 /// Reads the arguments, runs the command and returns the process's exit code.
 pub fn main() -> ExitCode {
-    // A shell that completes a command line; ends the process then.
+    // If a shell asks for completions, prints them and ends the process.
     CompleteEnv::with_factory(Cli::command)
         .var(complete::VARIABLE)
         .complete();
     let parsed = Cli::command().try_get_matches().and_then(|matches| {
-        // The commands without `--format` have text only.
+        // Commands without `--format` write text only.
         let format = matches
             .subcommand()
             .and_then(|(_, matches)| matches.try_get_one::<Format>("format").ok().flatten())
@@ -203,7 +202,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Writes help, the version, or what is wrong with the arguments.
+/// Writes the help, the version, or an argument error.
 fn answer_without_command(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         if json_is_wanted() {
@@ -212,7 +211,7 @@ fn answer_without_command(error: &clap::Error) -> ExitCode {
             let outcome = CliError::Usage(text.to_owned()).report(Format::Json);
             return ExitCode::from(outcome as u8);
         }
-        // There is no third place to say that this failed.
+        // If this fails too, there is nowhere left to report it.
         let _ = error.print();
     } else {
         let written = error.print().and_then(|()| std::io::stdout().flush());
@@ -256,7 +255,7 @@ fn start_logging(filter: &str) -> Result<(), CliError> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        // It would say so on standard error, and panic if that fails too.
+        // tracing would report the failure on standard error, and panic if that fails too.
         .log_internal_errors(false)
         .init();
     Ok(())

@@ -208,7 +208,7 @@ fn read_files(report: &mut Report, files: &[PathBuf]) -> Vec<Option<Node>> {
     files.iter().map(&mut read).collect()
 }
 
-/// A file's name for people.
+/// Returns a file's name as shown to users.
 pub(crate) fn shown(file: &Path) -> String {
     if is_stdin(file) {
         return "<stdin>".to_owned();
@@ -216,7 +216,7 @@ pub(crate) fn shown(file: &Path) -> String {
     file.display().to_string()
 }
 
-/// Returns true for `-`, which stands for standard input. It can be read once.
+/// Returns true for `-`, which stands for standard input. Standard input can be read only once.
 pub(crate) fn is_stdin(file: &Path) -> bool {
     file.as_os_str() == "-"
 }

@@ -64,8 +64,9 @@ pub const MAX_CAPACITY: usize = 1 << 28;
 /// another, and few enough that what leads to their records stays in the cache.
 const SHARD: usize = 1 << 15;
 
-/// The least time for which a record rests that has used up its numbers: far longer than
-/// a packet takes, even on a worker that the kernel doesn't run for seconds. A decision.
+/// Minimum time before a record that has used up its generations is used again. This is far
+/// longer than a packet takes, even on a worker that the kernel doesn't schedule for seconds. A
+/// decision.
 const REST: Millis = Millis(60_000);
 
 /// Flows that are touched at a time.
@@ -77,8 +78,8 @@ pub enum NoRoom {
     /// Its entity tracks as many as its allowance admits.
     #[error("the entity's connection allowance is used up")]
     Allowance,
-    /// The table is full, or the entity that sent the packet has begun as many of its
-    /// entries as are free.
+    /// The table is full, or the entity that sent the packet already holds as many entries as are
+    /// free.
     #[error("the flow table is full")]
     Table,
 }
@@ -110,7 +111,7 @@ pub struct Opening<'a> {
     pub rule: RuleId,
     /// Whether the flow is tracked.
     pub tracked: bool,
-    /// The entity that sent the packet, as its first interface.
+    /// The entity that sent the packet, identified by its first interface.
     pub sender: InterfaceIx,
     /// The allowance of the interface's entity, if it has one.
     pub allowance: Option<Allowance>,
@@ -227,17 +228,16 @@ impl FlowTable {
         }
     }
 
-    /// Remembers the flow that a packet opens, tracked or not: of an untracked one that
-    /// nobody remembers the answer would look like the start of another flow.
+    /// Records the flow that a packet opens, tracked or not. If an untracked flow were not
+    /// recorded, its reply would look like the start of another flow.
     ///
-    /// An entity may hold as many entries as remain free, at whichever interfaces the
-    /// flows are that it began: so a flood takes half of what the others leave, and the
-    /// entity that it is aimed at has its own share (dynamic thresholds after Choudhury
-    /// and Hahne, 1998, with α = 1). Among several workers the count may be exceeded by
-    /// as many as there are.
+    /// An entity may hold as many entries as remain free. All flows that it began count, at any
+    /// interface. A flood therefore takes at most half of what others leave, and its target keeps
+    /// its own share (dynamic thresholds after Choudhury and Hahne, 1998, with α = 1). With
+    /// several workers, the count may exceed the threshold by the number of workers.
     ///
     /// # Errors
-    /// [`NoRoom`] if there is none for it. What was there stays.
+    /// [`NoRoom`] if there is no room for it. Existing flows stay.
     pub fn open(&self, key: FlowKey, opening: &Opening<'_>) -> Result<(), NoRoom> {
         let hash = self.hash(&key);
         let home = home(hash, key.interface());
@@ -274,7 +274,7 @@ impl FlowTable {
         Err(NoRoom::Table)
     }
 
-    /// Opens a flow in the place of the one that was found under its key.
+    /// Opens a flow in place of the one found under its key.
     fn replace(
         &self,
         shard: &Shard,
@@ -286,7 +286,7 @@ impl FlowTable {
     ) -> Result<(), NoRoom> {
         let slot = found.slot;
         let worn = found.life.is_worn();
-        // The predecessor's place in the allowance is the new one's.
+        // The new flow inherits its predecessor's place in the allowance.
         let charge = if opening.tracked && slot.has_charge() {
             None
         } else {
@@ -313,7 +313,7 @@ impl FlowTable {
         };
         let tenant = tenant(&key, opening, charge);
         if worn {
-            // Whoever searches finds one of the two at any time.
+            // A concurrent search finds one of the two at any time.
             let _ = shard.insert(free, home, |slot| slot.let_to(&tenant));
             while !shard.remove(free, home, slot, slot.life()) {}
         } else {
@@ -322,8 +322,8 @@ impl FlowTable {
         Ok(())
     }
 
-    /// Counts another entry that the entity begins, and `more` entries of the table. Gives
-    /// whether it may.
+    /// Counts another entry for the entity, and `more` entries of the table. Returns true if
+    /// there is room.
     fn take_place(&self, sender: InterfaceIx, more: usize) -> bool {
         let share = self.shares.of(sender);
         let held = share.fetch_add(1, Ordering::Relaxed) + 1;
@@ -449,11 +449,11 @@ impl FlowTable {
         size_of::<Self>() + self.shards.iter().map(|shard| shard.bytes()).sum::<usize>()
     }
 
-    /// The number of entries that the entity has begun, wherever they are, and of those
-    /// that it may still begin while nobody else does.
+    /// Returns the number of entries that the entity holds, at any interface, and the number that
+    /// it can still add while no other entity does.
     pub fn share(&self, entity: InterfaceIx) -> (usize, usize) {
         let held = self.shares.of(entity).load(Ordering::Relaxed);
-        // Each takes a place and leaves one less.
+        // Each new entry adds one to the count and leaves one fewer free.
         let available = self.capacity.saturating_sub(self.len() + held) / 2;
         (held, available)
     }

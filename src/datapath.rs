@@ -56,7 +56,7 @@ pub struct Verdict {
     pub ingress: Option<Admission>,
     /// What the VPC's router tells the sender of a packet that is too big.
     pub answer: Option<Answer>,
-    /// The packet as it came in, for whoever tells of its drop.
+    /// The packet as it arrived, for reports of its drop.
     pub original: Original,
     /// Whether fragments that waited for this one follow it:
     /// [`Datapath::next_released`] gives them.
@@ -595,7 +595,7 @@ impl Way {
         self.new_source.is_none() && self.new_destination.is_none()
     }
 
-    /// The packet in `frame`, before it is translated.
+    /// Returns the packet in `frame`, before translation.
     #[inline]
     fn original(&self, frame: &[u8]) -> Original {
         if self.is_plain() {

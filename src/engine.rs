@@ -261,7 +261,7 @@ impl Engine {
         self.shared.datapath.clear();
     }
 
-    /// Whether a link can't be read, as when its device is gone, or down for now.
+    /// True if a link can't be read, for example because its device is gone or down.
     /// Nothing that its interface sends goes anywhere then.
     pub fn is_broken(&self, link: InterfaceIx) -> bool {
         self.shared

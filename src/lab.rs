@@ -151,7 +151,7 @@ impl Lab {
         self.links.clone()
     }
 
-    /// What has become of devices inside their namespaces since this was asked last.
+    /// Returns the changes to devices inside their namespaces since the last call.
     pub fn device_changes(&self) -> Vec<(InterfaceIx, DeviceState)> {
         self.devices
             .as_ref()
@@ -303,8 +303,8 @@ fn close_all(links: Vec<Arc<TunLink>>) {
     });
 }
 
-/// A namespace, what tells of its devices, and a device are a descriptor each, and 1024 is
-/// a common limit. Raised by no more than needed, because commands inherit it.
+/// A namespace, its netlink socket and a device take one file descriptor each, and 1024 is a
+/// common limit. The limit is raised no more than needed, because commands inherit it.
 fn raise_file_limit(plans: &[Plan]) {
     let devices: usize = plans.iter().map(Plan::device_count).sum();
     let wanted = 512 + 3 * plans.len() as u64 + 4 * devices as u64;

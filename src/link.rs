@@ -137,7 +137,7 @@ impl Received {
         }
     }
 
-    /// A frame that is no packet to be judged.
+    /// A frame that is not a packet to be judged.
     pub(crate) fn unreadable(start: usize, length: usize, reason: DropReason) -> Self {
         Self {
             start,
@@ -147,12 +147,13 @@ impl Received {
         }
     }
 
-    /// What it means that a device gives an `error` for a frame. `EINVAL` is about that frame,
-    /// a super-packet that the offload header has no words for: it is lost, and others may
-    /// follow. All else is about the device.
+    /// Returns the meaning of a read `error`. `EINVAL` concerns one frame, a super-packet that
+    /// the offload header can't describe: it is lost, and others may follow. Any other error
+    /// concerns the device.
     ///
     /// # Errors
-    /// What is about the device.
+    ///
+    /// Any error that concerns the device.
     #[cold]
     pub(crate) fn lost(error: io::Error) -> io::Result<Self> {
         if error.raw_os_error() == Some(Errno::EINVAL as i32) {

@@ -75,7 +75,7 @@ impl Segment {
         self.flags.ack && self.acknowledgement == end
     }
 
-    /// True if it ends after `end`, in the arithmetic of RFC 9293 §3.4.
+    /// True if it ends after `end`, in sequence number arithmetic (RFC 9293 §3.4).
     pub fn is_past(&self, end: u32) -> bool {
         self.end != end && self.end.wrapping_sub(end) < 1 << 31
     }

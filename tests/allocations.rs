@@ -228,7 +228,7 @@ fn a_packet_of_a_known_flow_allocates_nothing() {
     let mut road = Road::through(&world::untracked(&world::model(100)));
     for (name, packets) in &exchanges {
         let delivered = |verdict: &Verdict| matches!(verdict.fate, Fate::Forward { .. });
-        // Each SYN opens an untracked flow anew.
+        // Each SYN opens a new untracked flow.
         let (opens, goes_on) = packets.split_at(usize::from(name.starts_with("tcp")));
         for (from, packet) in opens {
             road.judge(*from, packet, Millis(0));

@@ -1,4 +1,4 @@
-//! The benchmark chart in `docs/bench` shows all of its text.
+//! Checks that no text of the benchmark chart in `docs/bench` is cut off.
 #![allow(clippy::unwrap_used, reason = "a test that can't read it has failed")]
 
 /// Width of a character, in pixels: 0.6 of the font size, as in DejaVu Sans.

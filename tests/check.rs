@@ -280,8 +280,8 @@ fn an_ipv6_extension_header_is_no_protocol_to_ask_about() {
         assert!(text.contains("is an IPv6 extension header"), "{text}");
         assert!(text.contains("that follows"), "{text}");
     }
-    // Over IPv4 these numbers are protocols like any other, as ESP, AH and what may
-    // follow them are over both.
+    // Over IPv4 these numbers are ordinary protocols, and so are ESP, AH and the headers that may
+    // follow them over both versions.
     for (to, number) in [
         ("203.0.113.20", "0"),
         ("203.0.113.20", "60"),
@@ -440,7 +440,7 @@ fn several_files_are_several_labs_and_a_dash_is_standard_input() {
         let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert!(said.contains(words), "{said}");
     }
-    // What is read again when it is saved can't be read but once.
+    // Standard input can be read only once, so it can't be watched for changes.
     let output = sgwall(&["run", "-"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }

@@ -28,7 +28,7 @@ fn files(ending: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Without cargo, so that a script that builds something fails.
+/// Cargo is not on the PATH, so a script that builds something fails.
 #[test]
 fn scripts_print_their_help_and_do_nothing_else() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -65,7 +65,7 @@ fn every_yaml_file_to_deploy_is_yaml() {
     }
 }
 
-/// What saves by renaming puts a new file in place, which a mounted file never shows.
+/// Saving by renaming puts a new file in place, which a file mounted by itself never shows.
 #[test]
 fn no_rule_file_is_mounted_by_itself() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,10 +1,10 @@
 //! Random policies and packet sequences, judged by an engine and by the oracle
 //! alike, across waits and changes of the rules.
 //!
-//! `cargo test` draws the same 10,000 cases every time, from the seed in
-//! `.cargo/config.toml`; `scripts/properties` draws others, and more. A failure leaves a
-//! lab file and a list of packets behind, and says how to replay them; those worth
-//! keeping stand in `tests/regressions/` and are tried first from then on.
+//! `cargo test` draws the same 10,000 cases every time, from the seed in `.cargo/config.toml`;
+//! `scripts/properties` draws new ones, and more. A failure leaves a lab file and a list of
+//! packets, and prints how to replay them. Cases worth keeping are in `tests/regressions/` and
+//! are run first.
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -223,7 +223,7 @@ fn cases() -> u32 {
     }
 }
 
-/// No time spent on shrinking.
+/// A configuration that spends no time on shrinking.
 fn unshrunk(cases: u32) -> Config {
     Config {
         cases,

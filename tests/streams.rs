@@ -1,5 +1,5 @@
-//! Standard output and standard error that can't be written to: a reader that has
-//! gone away changes no command's answer, a full disk is an error that says so.
+//! Standard output and standard error that can't be written to. A reader that closes the pipe
+//! changes no command's exit code; a full disk is an error with a message.
 #![allow(clippy::unwrap_used, reason = "a test that can't set up has failed")]
 
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 const LAB: &str = "configs/three-tier.yaml";
 const BROKEN: &str = "tests/data/check/ten-mistakes.yaml";
 
-/// One command line for each way in which a command writes.
+/// One command line for each way in which commands write output.
 const COMMANDS: [&[&str]; 19] = [
     &["--help"],
     &["--version"],

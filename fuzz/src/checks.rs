@@ -53,8 +53,8 @@ fn ipv4_header(bytes: &[u8]) -> usize {
     usize::from(bytes[0] & 0xf) * 4
 }
 
-/// Returns `frame` with the right checksum in an IPv4 header, unless the field is zero: few
-/// random bytes would get past it otherwise.
+/// Returns `frame` with a correct IPv4 header checksum, unless the field is zero. Otherwise few
+/// random inputs would get past the checksum test.
 pub fn with_header_checksum(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if let Some(&first) = frame.first()

@@ -24,7 +24,7 @@ pub fn vnet(data: &[u8]) {
         return;
     };
     let frame = &frame[..];
-    // Of a tunnel's super-packets nothing is written.
+    // Super-packets inside a tunnel are never written.
     if !matches!(shape, Shape::Tunnel(_)) {
         let written = virtio::encode(shape, frame);
         assert_eq!(virtio::decode(written, frame), Ok(shape), "{written:?}");

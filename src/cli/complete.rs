@@ -1,5 +1,5 @@
-//! Completion of names that only a running lab or a lab file knows. The shell's
-//! script asks this program, which then sees the words typed so far as its arguments.
+//! Shell completion of names that only a running lab or a lab file knows. The shell's script runs
+//! this program with the words typed so far as arguments.
 
 use std::path::Path;
 
@@ -13,10 +13,11 @@ use crate::lab::control::{Client, Request};
 use crate::lab::{LAB_VARIABLE, Session};
 use crate::observe::Status;
 
-/// Environment variable by which a shell's script asks; it names the shell.
+/// Environment variable through which a shell's script requests completions. Its value is the
+/// name of the shell.
 pub(super) const VARIABLE: &str = "SGWALL_COMPLETE";
 
-/// Returns the script for a shell.
+/// Returns the completion script for a shell.
 pub(super) fn script(shell: Shell) -> Result<String, CliError> {
     let mut script = Vec::new();
     Shells::builtins()
@@ -27,13 +28,14 @@ pub(super) fn script(shell: Shell) -> Result<String, CliError> {
     Ok(String::from_utf8_lossy(&script).into_owned())
 }
 
-/// The labs that run.
+/// Returns the running labs.
 pub(super) fn labs() -> Vec<CompletionCandidate> {
     let labs = Session::list().unwrap_or_default();
     candidates(labs.into_iter().map(|lab| lab.name))
 }
 
-/// The entities of the lab that `--lab` or the environment names, or of the only one.
+/// Returns the entities of the lab that `--lab` or the environment names, or of the only running
+/// lab.
 pub(super) fn entities_of_lab() -> Vec<CompletionCandidate> {
     let words = words();
     let named = words
@@ -62,7 +64,8 @@ pub(super) fn entities_of_lab() -> Vec<CompletionCandidate> {
     )
 }
 
-/// The entities of the lab file among the words, and their interfaces where one has several.
+/// Returns the entities of the lab file on the command line, with their interfaces if an entity
+/// has several.
 pub(super) fn peers_of_file() -> Vec<CompletionCandidate> {
     let words = words();
     let files = words.iter().map(Path::new).filter(|path| path.is_file());
@@ -79,7 +82,7 @@ pub(super) fn peers_of_file() -> Vec<CompletionCandidate> {
     candidates(entities.chain(interfaces))
 }
 
-/// What is typed, the program first. It stands behind `--`.
+/// Returns the words typed so far, starting with the program. They follow `--`.
 fn words() -> Vec<String> {
     let typed = std::env::args_os().skip_while(|word| word != "--").skip(1);
     typed
@@ -87,7 +90,7 @@ fn words() -> Vec<String> {
         .collect()
 }
 
-/// Each name once, sorted.
+/// Returns each name once, sorted.
 fn candidates(names: impl Iterator<Item = String>) -> Vec<CompletionCandidate> {
     let names: std::collections::BTreeSet<String> = names.collect();
     names.into_iter().map(CompletionCandidate::new).collect()

@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<Outcome, CliError> {
     std::process::exit(code)
 }
 
-/// The user's shell, if it is there: the variable may come from outside of a container.
+/// Returns the user's shell if it exists here: `$SHELL` may come from outside a container.
 fn shell() -> OsString {
     std::env::var_os("SHELL")
         .filter(|shell| Path::new(shell).is_file())

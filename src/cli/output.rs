@@ -77,16 +77,16 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     print(&format!("{text}\n"))
 }
 
-/// Prints text.
+/// Prints text to standard output.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
-/// What came of writing to standard output: a reader that has gone away
-/// (`| head`) is no error, and the exit code stays that of the answer. A
-/// decision: tools that die of SIGPIPE give the shell no answer at all.
+/// Converts the result of a write to standard output. A closed pipe (`| head`) is not an error,
+/// and the exit code stays that of the answer. A decision: tools that die of SIGPIPE give the
+/// shell no answer at all.
 pub(super) fn written(result: std::io::Result<()>) -> Result<(), CliError> {
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::System(
@@ -150,8 +150,7 @@ impl Printed {
     }
 }
 
-/// Writes a line on standard error, if anybody listens there. What can't be
-/// written there is lost: there is no third place to say so.
+/// Writes a line to standard error. Errors are ignored: there is nowhere left to report them.
 pub(super) fn to_stderr(line: &str) {
     write_line(&mut std::io::stderr().lock(), line);
 }

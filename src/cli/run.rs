@@ -197,7 +197,7 @@ fn start_commands(
 struct Reloader<'a> {
     args: &'a Args,
     standing: &'a Standing,
-    /// As it was at the start: devices keep its order.
+    /// The model at the start: devices keep its order.
     model: &'a Model,
     teller: &'a Teller,
 }
@@ -229,8 +229,8 @@ impl Reloader<'_> {
         }
     }
 
-    /// Tells of devices that are gone, and of those that were set down or up inside their
-    /// entities. `gone` are those that were told of as gone.
+    /// Reports devices that are gone, and devices that were set down or up inside their entities.
+    /// `gone` holds the devices already reported as gone.
     fn tell_devices(&self, gone: &mut BTreeSet<usize>) {
         let Standing { appliance, lab, .. } = self.standing;
         let say = |event, at: InterfaceIx, text: &str, why: Option<&String>| {

@@ -375,7 +375,7 @@ fn resolvers(asked: &[String]) -> Result<Vec<IpAddr>, CliError> {
 /// The name servers that a resolv.conf names, but for the host itself: that is asked
 /// over lo.
 fn in_resolv_conf(text: &str) -> Vec<IpAddr> {
-    // A zone says which interface; the address is the same.
+    // A zone only selects the interface; the address is the same.
     let (config, _) = resolv_conf::Config::parse_with_errors(text.as_bytes());
     config
         .nameservers

@@ -50,29 +50,30 @@ pub(super) enum Event {
 }
 
 /// Turns signals into events. The flag says that a first signal to stop has come; see
-/// [`stop_flag`]. SIGHUP has the files read again, unless it says that the terminal is
-/// gone on which the program was started: that is a signal to stop.
+/// [`stop_flag`]. SIGHUP requests that the files be read again, unless the terminal that the
+/// program was started on is gone. It is then a request to stop.
 pub(super) fn watch(tell: Sender<Event>) -> Result<Arc<AtomicBool>, CliError> {
     let hangup = match Hangup::at_start() {
-        // `nohup` means that the program is to outlive the terminal.
+        // `nohup` means that the program should outlive the terminal.
         Hangup::Ignored => Hangup::Reloads,
         other => other,
     };
     listen(hangup, tell)
 }
 
-/// What SIGHUP does.
+/// The effect of SIGHUP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hangup {
     Ignored,
     Reloads,
     Ends,
-    /// It ends if the terminal is gone by then, and reloads otherwise.
+    /// Ends the program if the terminal is gone when the signal arrives, and reloads otherwise.
     EndsWithTerminal,
 }
 
 impl Hangup {
-    /// As the program was started: with SIGHUP ignored, on a terminal, or on none.
+    /// The effect that follows from how the program was started: with SIGHUP ignored, on a
+    /// terminal, or without one.
     fn at_start() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = status
@@ -91,8 +92,8 @@ impl Hangup {
     }
 }
 
-/// Whether the process has a controlling terminal. When that hangs up, the kernel takes
-/// it away before it signals.
+/// Returns true if the process has a controlling terminal. When a terminal hangs up, the kernel
+/// detaches it before it sends the signal.
 fn has_terminal() -> bool {
     File::open("/dev/tty").is_ok()
 }

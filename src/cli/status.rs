@@ -159,7 +159,7 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
     out
 }
 
-/// A member with its addresses.
+/// Returns a line that describes a member and its addresses.
 fn described(member: &MemberStatus) -> String {
     let mut parts = Vec::new();
     for it in &member.addresses {

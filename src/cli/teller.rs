@@ -37,7 +37,7 @@ impl Teller {
         }
     }
 
-    /// What became of a reload: the generations in force before and after it.
+    /// Reports the result of a reload: the generations in force before and after it.
     pub(super) fn reloaded(&self, before: u64, generation: u64) {
         let details = json!({ "generation": generation });
         if generation == before {

@@ -3,9 +3,9 @@
 //! watch on directories misses: links into other directories, directories that
 //! are moved away, file systems that send no events.
 //!
-//! A file that is half-written is not to be obeyed. One that was put in place by renaming
-//! is complete, and taken at once. One that was written in place is taken once nobody has
-//! it open for writing, it ends with a newline, and it has rested.
+//! Half-written files must not be applied. A file that was renamed into place is complete and is
+//! read at once. A file that was written in place is read once nobody has it open for writing, it
+//! ends with a newline, and it has not changed for `REST`.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -24,59 +24,60 @@ use crate::config::{is_stdin, shown};
 
 /// Time between two looks.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
-/// How long a file that was written in place has to rest before it is read. A decision.
+/// How long a file that was written in place must stay unchanged before it is read. A decision.
 const REST: Duration = Duration::from_secs(1);
-/// After this time people are told why a file that has changed is not read; and a file that
-/// is open for writing for so long is not waited for at the start. A decision.
+/// After this time the user is told why a changed file is not read. At the start, a file that
+/// stays open for writing is waited for no longer than this. A decision.
 const OVERDUE: Duration = Duration::from_secs(5);
 
 /// The files that a policy is read from, and how they were when they were last read.
 #[derive(Debug)]
 pub(super) struct Watch {
     files: Vec<Watched>,
-    /// Where the process was started, if a file's path depends on it.
+    /// The directory in which the process was started, if a path depends on it.
     home: Option<PathBuf>,
-    /// When a file was last seen to be another than at the look before.
+    /// The time at which a file was last seen to differ from the previous look.
     restless: Instant,
-    /// Since when files that have changed wait to be read.
+    /// The time since which changed files have been waiting to be read.
     waiting: Option<Instant>,
-    /// Whether they are to be read though they have not changed.
+    /// True if the files are to be read although they have not changed.
     asked: bool,
-    /// Whether what is in the way is to be told once more.
+    /// True if the obstacle is to be reported again.
     tell_again: bool,
-    /// What was last said to keep a changed file from being read.
+    /// The last reported reason why a changed file is not read.
     obstacle: Option<String>,
 }
 
-/// One of them.
+/// A watched file.
 #[derive(Debug)]
 struct Watched {
     path: PathBuf,
     mount: Option<Mount>,
-    /// How it was when it was last read, and at the last look.
+    /// Its stamp when it was last read, and at the last look.
     read: Option<Stamp>,
     seen: Option<Stamp>,
-    /// Whether it was put in the place of that read, and not written to since.
+    /// True if it was renamed into place since the last read, and not written to since.
     replaced: bool,
 }
 
-/// A file that is mounted by itself.
+/// A file that is a mount point itself.
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
-    /// Where, as the kernel writes it.
+    /// The mount point, as the kernel writes it.
     point: String,
-    /// Which file it is on its file system, which changes when that is renamed or deleted.
+    /// The file on its file system. The kernel changes this path when the file is renamed or
+    /// deleted.
     source: String,
 }
 
-/// What there is to do after a look at the files.
+/// The action to take after a look at the files.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// Nothing.
+    /// Do nothing.
     Nothing,
-    /// To read them.
+    /// Read the files.
     Changed,
-    /// To tell what keeps a changed file from being read, or that nothing does any more.
+    /// Report why a changed file is not read, or (`None`) that nothing prevents it any more.
     Obstacle(Option<String>),
 }
 
@@ -105,11 +106,13 @@ impl Watch {
         }
     }
 
-    /// Waits until the files are written, before they are read for the first time: until
-    /// nobody has them open for writing, and each ends with a newline or has rested.
+    /// Waits until the files are complete, before they are read for the first time: until nobody
+    /// has them open for writing, and each ends with a newline or has stayed unchanged for
+    /// `REST`.
     ///
     /// # Errors
-    /// Somebody goes on writing.
+    ///
+    /// A file stays open for writing.
     pub(super) fn wait(&mut self) -> Result<(), CliError> {
         let began = Instant::now();
         for file in &mut self.files {
@@ -118,7 +121,7 @@ impl Watch {
                 let writers = file.writers();
                 let age = |stamp: &Stamp| SystemTime::now().duration_since(stamp.modified).ok();
                 let rested = file.seen.as_ref().is_none_or(|stamp| {
-                    // A time that is yet to come says nothing.
+                    // A time in the future tells nothing about the age.
                     !stamp.regular || age(stamp).is_none_or(|age| age >= REST)
                 });
                 let whole = writers == Writers::None && file.ends_with_newline();
@@ -138,14 +141,15 @@ impl Watch {
         Ok(())
     }
 
-    /// Has the files read at the next look, changed or not; not while somebody writes.
+    /// Requests that the files be read at the next look, changed or not, unless a file is open
+    /// for writing.
     pub(super) fn ask(&mut self) {
         self.asked = true;
         self.tell_again = true;
     }
 
-    /// Looks at the files: whether they should be read again, being others than those
-    /// read, and complete.
+    /// Looks at the files and decides if they should be read again: if they differ from the files
+    /// last read, and are complete.
     pub(super) fn look(&mut self) -> Seen {
         self.look_at(Instant::now())
     }
@@ -192,9 +196,9 @@ impl Watch {
         if ready { Seen::Changed } else { Seen::Nothing }
     }
 
-    /// Takes note that the files were read: whether they have not changed since the last
-    /// look, so that what was read is what somebody saved. Otherwise that is to be
-    /// forgotten, and they are looked at again.
+    /// Records that the files were read. Returns true if they have not changed since the last
+    /// look, so that what was read is complete. Otherwise the caller must discard it, and the
+    /// files are looked at again.
     pub(super) fn finish(&mut self) -> bool {
         let same = |file: &Watched| file.seen == Stamp::of(&file.path);
         if !self.files.iter().all(same) {
@@ -209,7 +213,7 @@ impl Watch {
         true
     }
 
-    /// What to say at the start of files whose saving by renaming can't be seen.
+    /// Returns the warnings for files whose replacement by renaming can't be seen.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mounted = self.files.iter().filter(|file| file.mount.is_some());
         let warning = |file: &Watched| {
@@ -239,8 +243,8 @@ impl Watch {
         })
     }
 
-    /// Goes to the directory that now has the path of that in which the process was
-    /// started: whoever removes a directory and makes it again means that one.
+    /// Changes to the directory that now has the path of the start directory: after a directory
+    /// is removed and created again, the new one is meant.
     fn follow(&self) {
         let Some(home) = &self.home else { return };
         let identity = |path: &Path| {
@@ -257,7 +261,7 @@ impl Watch {
     }
 }
 
-/// Tells what keeps a changed file from being read, or takes note that nothing does.
+/// Reports why a changed file is not read, or records that nothing prevents it.
 pub(super) fn tell_obstacle(why: Option<String>, teller: &Teller, appliance: &Appliance) {
     appliance.set_unread(why.clone());
     if let Some(why) = why {
@@ -267,7 +271,7 @@ pub(super) fn tell_obstacle(why: Option<String>, teller: &Teller, appliance: &Ap
 }
 
 impl Watched {
-    /// What the file, being another than that read, waits for.
+    /// Returns the reason why the changed file can't be read yet.
     fn waits_for(&self, asked: bool, rested: bool) -> Option<String> {
         let why = self.incomplete(asked, rested)?;
         Some(format!(
@@ -280,7 +284,7 @@ impl Watched {
         let Some(seen) = &self.seen else {
             return (!rested).then_some("it is gone, for the moment");
         };
-        // Whoever reads it says what is wrong with it.
+        // Reading it reports what is wrong with it.
         if !seen.regular {
             return None;
         }
@@ -288,8 +292,8 @@ impl Watched {
         if writers == Writers::Some {
             return Some("a program has it open for writing; end that, or save by renaming");
         }
-        // Renaming changes the inode after its contents. That is the sign where the kernel
-        // doesn't tell of writers.
+        // Renaming changes the inode after the contents. This shows a renamed file even where the
+        // kernel doesn't report writers.
         let whole = writers == Writers::None || seen.changed != seen.modified;
         if asked || (self.replaced && whole && seen.size > 0) {
             return None;
@@ -303,7 +307,7 @@ impl Watched {
         (!rested).then_some("it is written again and again; save by renaming")
     }
 
-    /// What to say if the file is the old one of a mount whose file was replaced.
+    /// Returns a message if the file is the old file of a mount whose source was replaced.
     fn stale(&self) -> Option<String> {
         let deleted = self.seen.as_ref().is_some_and(|seen| seen.links == 0);
         let moved = self.mount.as_ref().is_some_and(|mount| {
@@ -341,12 +345,12 @@ impl Watched {
 impl Mount {
     fn of(file: &Path) -> Option<Self> {
         let path = file.canonicalize().ok()?;
-        // As proc(5) has it of /proc/PID/mountinfo.
+        // Escaped as in /proc/PID/mountinfo (proc(5)).
         let point = path.to_str()?.replace('\\', "\\134").replace(' ', "\\040");
         Self::at(&point.replace('\t', "\\011").replace('\n', "\\012"))
     }
 
-    /// The mount that is seen at `point`: the last of those.
+    /// Returns the topmost mount at `point`, which is listed last.
     fn at(point: &str) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let found = mounts.lines().rev().find_map(|line| {
@@ -370,7 +374,7 @@ struct Stamp {
     links: u64,
     size: u64,
     regular: bool,
-    /// When its contents changed, and when they or what is known of it did.
+    /// The modification time; `changed` is the change time of the inode.
     modified: SystemTime,
     changed: SystemTime,
 }
@@ -405,7 +409,7 @@ mod tests {
 
     const TICK: Duration = Duration::from_millis(100);
 
-    /// A watched file with a clock of its own.
+    /// A watched file with its own clock.
     struct Trial {
         dir: tempfile::TempDir,
         file: PathBuf,
@@ -426,7 +430,7 @@ mod tests {
             }
         }
 
-        /// Whether a look says that the files are to be read, and reads them then.
+        /// Looks at the file. If it is to be read, marks it as read and returns true.
         fn reads(&mut self) -> bool {
             self.now += TICK;
             let seen = self.watch.look_at(self.now);
@@ -437,13 +441,13 @@ mod tests {
             reads
         }
 
-        /// How many looks it takes until they are to be read.
+        /// Returns the number of looks until the file is to be read.
         fn looks(&mut self) -> usize {
             let looks = (1..100).find(|_| self.reads());
             looks.expect("the file is never read")
         }
 
-        /// What a look says is in the way.
+        /// Returns the obstacle that a look reports.
         fn obstacle(&mut self, after: Duration) -> Option<String> {
             self.now += after;
             match self.watch.look_at(self.now) {
@@ -455,7 +459,8 @@ mod tests {
         fn rename(&self, text: &str) {
             let other = self.dir.path().join("other");
             fs::write(&other, text).unwrap();
-            // Of another time than the contents, as if written earlier.
+            // The inode must change later than the contents, as if the file had been written
+            // earlier.
             std::thread::sleep(Duration::from_millis(20));
             fs::rename(&other, &self.file).unwrap();
         }
@@ -465,7 +470,7 @@ mod tests {
     fn a_file_written_in_place_is_read_once_it_is_complete_and_rests_and_once_only() {
         let mut trial = Trial::new();
         assert!(!trial.reads());
-        // Half of it, and the writer pauses.
+        // The writer pauses after half of the file.
         let mut writer = File::create(&trial.file).unwrap();
         writer.write_all(b"thr").unwrap();
         assert!((0..30).all(|_| !trial.reads()), "half-written");
@@ -488,7 +493,7 @@ mod tests {
             let why = trial.obstacle(OVERDUE).unwrap();
             assert!(why.contains("doesn't end with a newline"), "{why}");
             assert!((0..100).all(|_| !trial.reads()), "{half:?}");
-            // Unless it is asked for.
+            // An explicit request reads it anyway.
             trial.watch.ask();
             assert!(trial.looks() <= 2);
         }
@@ -557,7 +562,7 @@ mod tests {
     #[test]
     fn a_file_that_was_replaced_under_its_mount_is_told_of_and_not_read() {
         let mut trial = Trial::new();
-        // As a mount has it: the inode is there, and has no name any more.
+        // As under a mount: the inode exists, but has no name any more.
         let held = File::open(&trial.file).unwrap();
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
         trial.watch = Watch::new(vec![path.into()]);
@@ -565,7 +570,7 @@ mod tests {
         let why = trial.obstacle(TICK).unwrap();
         assert!(why.contains("mount its folder"), "{why}");
         assert!((0..30).all(|_| !trial.reads()));
-        // Whoever asks is told again.
+        // An explicit request reports it again.
         trial.watch.ask();
         assert!(trial.obstacle(TICK).is_some());
     }

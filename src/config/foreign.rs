@@ -1,5 +1,5 @@
-//! Terraform's words and the EC2 API's, which many rules are copied with: one
-//! error for each rule, with the rule in a lab file's words.
+//! Terraform and EC2 API syntax, from which many rules are copied. Each such rule is one error,
+//! which shows the rule in lab file syntax.
 
 use super::diagnostic::{Report, quoted};
 use super::net::parse_net;
@@ -8,7 +8,7 @@ use super::source::Span;
 use super::yaml::{Node, Value};
 use crate::model::Direction;
 
-/// The keys of far sides, without case, `_` and `-`.
+/// Keys for peers, in lower case, without `_` and `-`.
 const PEERS: [&str; 24] = [
     "cidr",
     "cidrblock",
@@ -36,7 +36,7 @@ const PEERS: [&str; 24] = [
     "useridgrouppairs",
 ];
 
-/// The other keys that no rule and no entry has.
+/// Other keys that rules and entries don't have in a lab file.
 const OTHERS: [&str; 11] = [
     "fromport",
     "icmpcode",
@@ -51,7 +51,7 @@ const OTHERS: [&str; 11] = [
     "toport",
 ];
 
-/// The lab file's word for another's, outside of rules and entries.
+/// Returns the lab file's key for a foreign key, outside of rules and entries.
 pub(super) fn own_key(key: &str) -> Option<&'static str> {
     Some(match folded(key).as_str() {
         "cidrblock" | "cidrblocks" | "ipv6cidrblock" => "cidr",
@@ -71,8 +71,8 @@ pub(super) fn own_key(key: &str) -> Option<&'static str> {
     })
 }
 
-/// Adds an error if `item` is a rule (of `group`) or an entry in another's
-/// words; it isn't to be read then.
+/// Adds an error if `item` is a rule (of `group`) or an entry in foreign syntax. Such an item is
+/// not to be read any further.
 pub(super) fn translate(
     report: &mut Report,
     item: &Node,
@@ -100,7 +100,7 @@ pub(super) fn translate(
     true
 }
 
-/// What a rule says, in whose words ever.
+/// The contents of a rule, in any syntax.
 #[derive(Default)]
 struct Found<'n> {
     first: Option<Span>,
@@ -131,7 +131,7 @@ impl<'n> Found<'n> {
                 continue;
             }
             match word.as_str() {
-                // A lab file's own word for a peer.
+                // The lab file's own keys for a peer.
                 "from" | "to" => self.read_peers(value),
                 "protocol" | "ipprotocol" => self.protocol = scalar(value),
                 "port" | "ports" => self.ports = scalar(value),
@@ -173,7 +173,7 @@ impl<'n> Found<'n> {
         }
     }
 
-    /// The rule in a lab file's words; `…` stands for what is missing.
+    /// Returns the rule in lab file syntax; `…` stands for what is missing.
     fn written(&self, side: &str, group: Option<&str>) -> String {
         let mut words = Vec::new();
         if group.is_none() {
@@ -217,8 +217,8 @@ impl<'n> Found<'n> {
     }
 }
 
-/// A far side as a lab file writes it. What is no block and no id is a name, or
-/// where Terraform has it, as in `aws_security_group.web.id`.
+/// Returns a peer in lab file syntax. Text that is neither a CIDR block nor an ID is a name or a
+/// Terraform reference such as `aws_security_group.web.id`.
 fn peer(text: &str) -> String {
     let known = parse_net(text).is_some() || text.contains('/');
     if known || is_id(text, "sg") || is_id(text, "pl") {
@@ -253,7 +253,7 @@ fn scalar(node: &Node) -> Option<&str> {
     }
 }
 
-/// A key without what differs between Terraform, the API and its command line.
+/// Returns a key without the differences between Terraform, the API and the AWS CLI.
 fn folded(key: &str) -> String {
     let letters = key.chars().filter(|letter| !matches!(letter, '_' | '-'));
     letters.flat_map(char::to_lowercase).collect()

@@ -12,7 +12,7 @@ use crate::model::GroupIx;
 
 /// Longest name (RFC 1035 §2.3.4, without the dot at its end).
 const MAX_NAME: usize = 253;
-/// Most names in all groups together. A decision: each is looked up again and again.
+/// Maximum number of names in all groups together. A decision: each name is looked up repeatedly.
 const MAX_NAMES: usize = 1024;
 const HELP: &str = "write addresses and names, for example `[10.0.1.21, web, api.internal]`";
 

@@ -102,7 +102,7 @@ impl Report {
                 if let Some(own) = own
                     && entries.iter().all(|entry| entry.name != own)
                 {
-                    // Read as if it stood there, so that it isn't missed as well.
+                    // Read under its correct name, so that it isn't reported as missing as well.
                     entries[at].name = own;
                 }
                 self.error(

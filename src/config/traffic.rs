@@ -120,8 +120,8 @@ pub(super) fn warn_of_family(
         ));
 }
 
-/// Warns of a number that no IPv6 packet has as its protocol. IPv4 gives it no meaning, but
-/// a packet of IPv4 with it is judged by that rule all the same.
+/// Warns of a protocol number that is an extension header in IPv6, so that no IPv6 packet has it
+/// as its protocol. An IPv4 packet with this number still matches the rule.
 fn warn_of_extension(report: &mut Report, span: Span, protocol: &Protocol, noun: &str) {
     let Protocol::Number(number) = *protocol else {
         return;

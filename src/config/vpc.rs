@@ -100,7 +100,7 @@ pub(super) fn read_vpc(report: &mut Report, node: &Node) -> VpcDecl {
         seen.push((net, item.span));
     }
     if decl.whole && seen.iter().all(|(net, _)| matches!(net, IpNet::V6(_))) {
-        // CreateVpc takes an IPv4 block always: its CidrBlock, or one from a pool.
+        // CreateVpc always requires an IPv4 block: its CidrBlock, or one from a pool.
         report
             .error(cidr.span, "the VPC has no IPv4 block")
             .help("add one, for example `10.0.0.0/16`: on AWS every VPC has an IPv4 block; a subnet may have IPv6 alone");

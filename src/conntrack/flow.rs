@@ -136,8 +136,8 @@ impl<'t> FlowRef<'t> {
             if state.is_closed() {
                 return true;
             }
-            // It is stored before the state tells of it, and only this side's
-            // packets store it.
+            // The end must be stored before the state that refers to it. Only packets of this
+            // side store it.
             if state.records_end(segment, from_initiator) {
                 self.change(|| {
                     let mine = slot.end(usize::from(!from_initiator));

@@ -31,8 +31,8 @@ const INDICES: usize = 6;
 const TOUCHED: usize = 8;
 /// Words after its first within which most searches end.
 const SEARCHED: usize = 4;
-/// How often a reader looks again while a record is being given to another flow, or the
-/// index is being put in order, before it waits for the lock of whoever does so.
+/// How often a reader retries while a record is being reused or the index is being rebuilt,
+/// before it waits for the writer's lock.
 const PATIENCE: usize = 1 << 6;
 
 /// Index word: nothing has been here, so a search ends.
@@ -110,9 +110,10 @@ impl Chunk {
 #[derive(Debug, Default)]
 pub(super) struct Free {
     back: Vec<u16>,
-    /// Records that rest ([`Life::is_worn`]) since before the last turn, and since.
+    /// Records that have used up their generations ([`Life::is_worn`]): those retired before the
+    /// last turn, and those retired since.
     resting: [Vec<u16>; 2],
-    /// When the resting ones turned last.
+    /// The time of the last turn.
     turned: Millis,
     fresh: usize,
     /// Marks in the index.
@@ -127,10 +128,10 @@ pub(super) struct Found<'s> {
     pub(super) nature: Nature,
 }
 
-/// The record that was found, and the one that is likely to be of the flow's other end.
+/// The record that was found, and the record that probably belongs to the flow's other end.
 type Pair<'s> = Option<(Found<'s>, Option<Slot<'s>>)>;
 
-/// What is being looked at changes at this moment; another look will tell.
+/// The record or the index is being changed; the search must be retried.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Changing;
 
@@ -164,10 +165,10 @@ impl Shard {
         }
     }
 
-    /// [`Self::find_pair`], when the first look found a change in progress. A writer can
-    /// be pre-empted in the middle of one, so after a number of looks this waits for the
-    /// writer's lock: the kernel then runs the writer, and under the lock nothing changes
-    /// but lives, of which no search depends. So every search ends.
+    /// The slow path of [`Self::find_pair`], for when the first search met a change in progress.
+    /// A writer can be pre-empted during a change, so after a number of retries this waits for
+    /// the writer's lock. The kernel then runs the writer. Under the lock only lives change, and
+    /// no search depends on those, so every search ends.
     #[cold]
     #[inline(never)]
     fn search_again(&self, key: &FlowKey, home: Home) -> Pair<'_> {
@@ -181,19 +182,18 @@ impl Shard {
         self.search_locked(key, home)
     }
 
-    /// The record of the flow with that key, whether it has expired or not. The caller
-    /// holds the lock.
+    /// Returns the record of the flow with this key, expired or not. The caller holds the lock.
     pub(super) fn find_locked(&self, key: &FlowKey, home: Home) -> Option<Found<'_>> {
         self.search_locked(key, home).map(|(found, _)| found)
     }
 
     fn search_locked(&self, key: &FlowKey, home: Home) -> Pair<'_> {
-        // A writer that panicked may have left the order odd, and a record vacant: the
-        // flow isn't there then.
+        // A writer that panicked may have left the order odd and a record vacant. The flow does
+        // not exist then.
         self.search(key, home).unwrap_or_default()
     }
 
-    /// One search of the index.
+    /// Searches the index once.
     #[inline(always)]
     fn search(&self, key: &FlowKey, home: Home) -> Result<Pair<'_>, Changing> {
         let order = self.order.load(Ordering::Acquire);
@@ -271,7 +271,7 @@ impl Shard {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether a record is to be had.
+    /// Returns true if a record is available.
     pub(super) fn has_record(&self, free: &Free) -> bool {
         !free.back.is_empty() || free.fresh < self.most
     }
@@ -327,7 +327,7 @@ impl Shard {
                 if !slot.vacate(seen) {
                     return false;
                 }
-                // Under the lock nobody gives it a tenant meanwhile.
+                // Under the lock no other flow can occupy it.
                 if slot.life().is_worn() {
                     free.resting[1].push(number);
                 } else {
@@ -458,12 +458,12 @@ fn word(home: Home, number: usize) -> u64 {
 }
 
 impl Free {
-    /// The number of records that were given back.
+    /// Returns the number of released records.
     fn without_tenant(&self) -> usize {
         self.back.len() + self.resting.iter().map(Vec::len).sum::<usize>()
     }
 
-    /// Ends the rest of those records that have had [`REST`].
+    /// Makes records available again that have been retired for [`REST`].
     pub(super) fn turn(&mut self, now: Millis) {
         if now.0 < self.turned.0 + REST.0 {
             return;
@@ -498,7 +498,8 @@ impl Free {
 /// The flow with that key, if the record is its own.
 ///
 /// # Errors
-/// [`Changing`] if the record is being given away, maybe to the same flow anew.
+///
+/// [`Changing`] if the record is being reused, possibly for the same flow.
 #[inline(always)]
 pub(super) fn found<'s>(slot: Slot<'s>, key: &FlowKey) -> Result<Option<Found<'s>>, Changing> {
     let life = slot.life();
@@ -522,7 +523,7 @@ mod tests {
     fn a_reader_gets_an_answer_while_a_rebuild_of_the_index_never_ends() {
         let shard = Arc::new(Shard::new(10));
         shard.make_room(&mut shard.lock());
-        // As a writer leaves it that is pre-empted, or has panicked, in the middle.
+        // The state that a writer leaves if it is pre-empted or panics during a change.
         shard.order.fetch_add(1, Ordering::AcqRel);
         let (tell, told) = mpsc::channel();
         let reader = Arc::clone(&shard);

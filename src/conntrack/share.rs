@@ -1,4 +1,4 @@
-//! The number of entries that each entity has begun.
+//! The number of entries that each entity holds.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
@@ -7,16 +7,16 @@ use crossbeam::utils::CachePadded;
 
 use crate::model::InterfaceIx;
 
-/// A counter for each entity, on a cache line of its own, by the interface that stands
-/// for it. Found without a lock: what is there never moves.
+/// A counter for each entity, each on its own cache line, indexed by the entity's first
+/// interface. Lookups take no lock, because counters never move.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
-    /// Block `n` has the counters from `2^n - 1` on, twice as many as the one before.
+    /// Block `n` has the counters from `2^n - 1` on, twice as many as the block before it.
     blocks: [OnceLock<Box<[CachePadded<AtomicUsize>]>>; 23],
 }
 
 impl Shares {
-    /// The counter of that entity.
+    /// Returns the entity's counter.
     pub(super) fn of(&self, entity: InterfaceIx) -> &AtomicUsize {
         let number = entity.ix() + 1;
         let block = number.ilog2();

@@ -47,7 +47,7 @@ pub(super) struct Cold {
     /// The rule that lets each direction pass. Of a tracked flow only the
     /// initiator's counts.
     rules: [AtomicU64; 2],
-    /// The sequence numbers after the initiator's and the responder's last SYN or FIN.
+    /// The sequence numbers after the last SYN or FIN of the initiator and of the responder.
     ends: [AtomicU32; 2],
 }
 
@@ -55,11 +55,11 @@ pub(super) struct Cold {
 const INITIATED: u64 = 1 << 16;
 /// Beside the key: the flow is tracked.
 const TRACKED: u64 = 1 << 17;
-/// Beside the key, 23 bits: the interface that stands for the entity that sent the
+/// Position of a 23-bit field beside the key: the first interface of the entity that sent the
 /// first packet.
 const SENDER_SHIFT: u32 = 18;
-/// Beside the key, 23 bits: the interface that stands for the owner of the allowance,
-/// and 1; or 0.
+/// Position of a 23-bit field beside the key: the interface that identifies the owner of the
+/// allowance, plus 1; or 0.
 const CHARGE_SHIFT: u32 = 41;
 /// What of that word is the key's.
 const KEY: u64 = 0xffff;
@@ -102,18 +102,18 @@ impl Nature {
 /// When a flow ends, its state, and which tenant of the record it is: 44, 8 and
 /// 12 bits. 44 bits of milliseconds are 557 years.
 ///
-/// The tenant's number, its generation, wraps around. A reference to an earlier tenant
-/// would then look right again, so a record that has used up its numbers rests
-/// ([`Self::is_worn`]): for [`super::REST`] at least it is given to no flow, which is
-/// far longer than a packet keeps a reference. In between a record has each number once.
+/// The tenant's number, its generation, wraps around. A reference to an earlier tenant would then
+/// appear valid again. A record that has used up its generations ([`Self::is_worn`]) therefore
+/// stays unused for at least [`super::REST`], far longer than a packet keeps a reference. Between
+/// two such pauses a record has each generation once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Life(u64);
 
 const EXPIRY_BITS: u32 = 44;
 const LAST_EXPIRY: u64 = (1 << EXPIRY_BITS) - 1;
 const TENANT_SHIFT: u32 = EXPIRY_BITS + 8;
-/// The first of the numbers after which a record rests. A removal and the next opening
-/// take one number each, so none skips all of those that are left.
+/// The first generation after which a record is retired. A removal and the next opening take one
+/// generation each, so a record can't skip all that are left.
 const WORN: u64 = (1 << (u64::BITS - TENANT_SHIFT)) - 4;
 
 impl Life {
@@ -139,7 +139,7 @@ impl Life {
         self.expiry() == 0
     }
 
-    /// Whether the record is to rest before its next tenant.
+    /// Returns true if the record must be retired before it is used again.
     pub(super) fn is_worn(self) -> bool {
         self.0 >> TENANT_SHIFT >= WORN
     }
@@ -189,7 +189,7 @@ pub(super) struct Tenant<'a> {
     pub(super) rule: RuleId,
     /// The sequence number after its first packet.
     pub(super) end: u32,
-    /// The entity that sent its first packet.
+    /// The entity that sent the flow's first packet.
     pub(super) sender: InterfaceIx,
     /// Whose allowance it takes a place of.
     pub(super) charge: Option<InterfaceIx>,
@@ -232,7 +232,7 @@ impl<'s> Slot<'s> {
         &self.cold.rules[direction as usize]
     }
 
-    /// The sequence number after the last SYN or FIN of one side: 0 is the initiator's.
+    /// Returns the sequence number after the last SYN or FIN of one side: 0 is the initiator's.
     pub(super) fn end(self, side: usize) -> &'s AtomicU32 {
         &self.cold.ends[side & 1]
     }
@@ -325,12 +325,12 @@ impl<'s> Slot<'s> {
         Some(InterfaceIx::new(owner))
     }
 
-    /// Whether it takes a place of an allowance, under the lock.
+    /// Returns true if the flow takes a place of an allowance. The caller holds the lock.
     pub(super) fn has_charge(self) -> bool {
         self.hot.key[5].load(Ordering::Relaxed) >> CHARGE_SHIFT != 0
     }
 
-    /// Returns the entity that sent the first packet, under the lock.
+    /// Returns the entity that sent the first packet. The caller holds the lock.
     pub(super) fn sender(self) -> InterfaceIx {
         let last = self.hot.key[5].load(Ordering::Relaxed);
         let bits = CHARGE_SHIFT - SENDER_SHIFT;

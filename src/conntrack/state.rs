@@ -16,9 +16,9 @@
 use crate::model::{Tracking, protocol};
 use crate::packet::{Segment, TcpFlags};
 
-/// Idle time of a TCP connection that is opening or that both sides have ended,
-/// and time after a reset within which both must be heard. A decision; RFC 5382
-/// and RFC 6146 §3.5.2.2 have 4 minutes.
+/// Idle timeout of a TCP connection that is opening or that both sides have ended, and the time
+/// after a reset within which both sides must send a packet. A decision; RFC 5382 and RFC 6146
+/// §3.5.2.2 have 4 minutes.
 const TCP_TRANSIENT: u64 = 60_000;
 /// Time for which a closed TCP connection is remembered. A decision.
 const TCP_CLOSED: u64 = 10_000;
@@ -44,9 +44,9 @@ pub(super) enum TcpPhase {
     /// The responder has answered.
     SynReceived = 1,
     Established = 2,
-    /// Reset by a segment that may be forged, and no packet since.
+    /// Reset by a segment that may be forged; no packet since.
     Reset = 3,
-    /// Reset by a segment with a known number, or ended and acknowledged by both sides.
+    /// Reset by a segment with a known sequence number, or ended and acknowledged by both sides.
     Closed = 4,
     /// Met in its middle, and only one side heard so far.
     PickedUp = 5,
@@ -59,7 +59,7 @@ pub(super) enum TcpPhase {
 }
 
 /// Which sides of a TCP connection have sent a FIN, and whether it was
-/// acknowledged. A FIN that wasn't may be forged.
+/// acknowledged. A FIN that wasn't acknowledged may be forged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Finished {
     initiator: bool,
@@ -311,7 +311,7 @@ impl Finished {
     }
 }
 
-/// The end of the side that sends, and that of the other.
+/// Returns the end of the sending side and the end of the other side.
 fn own_and_peer_ends([initiators, responders]: [u32; 2], from_initiator: bool) -> (u32, u32) {
     if from_initiator {
         (initiators, responders)
@@ -320,9 +320,9 @@ fn own_and_peer_ends([initiators, responders]: [u32; 2], from_initiator: bool) -
     }
 }
 
-/// The phase after a reset. It closes the connection if its sender knows where a
-/// side has ended: it acknowledges the SYN that it refuses, it acknowledges a FIN, or
-/// its number is the end of its sender's own acknowledged FIN.
+/// Returns the phase after a reset. The reset closes the connection if its sender knows where a
+/// side has ended: it acknowledges the SYN that it refuses, it acknowledges a FIN, or its
+/// sequence number is the end of its sender's own acknowledged FIN.
 fn phase_after_reset(
     phase: TcpPhase,
     finished: Finished,
@@ -341,7 +341,7 @@ fn phase_after_reset(
     }
 }
 
-/// The phase after any other segment.
+/// Returns the phase after any other segment.
 fn next_phase(
     phase: TcpPhase,
     finished: Finished,

@@ -190,11 +190,11 @@ fn a_half_closed_connection_has_the_idle_time_of_an_established_one() {
 fn a_fin_without_its_acknowledgement_changes_nothing() {
     let mut eni = Interface::opened_by(&segment(SYN, 101, 0));
     eni.establish();
-    // Forged on both sides, the answer to them included.
+    // Forged FINs on both sides, including the reply to them.
     assert!(eni.back(&segment(FIN, 77, 88)) && eni.out(&segment(FIN, 99, 88)));
     assert!(eni.back(&segment(ACK, 901, 150)));
     assert!(eni.wait(431_999).back(&segment(ACK, 901, 150)));
-    // The true ones cross.
+    // The genuine FINs cross.
     assert!(eni.out(&segment(FIN, 200, 901)) && eni.back(&segment(FIN, 1000, 150)));
     assert!(eni.wait(431_999).out(&segment(ACK, 200, 1000)));
     assert!(eni.back(&segment(ACK, 1000, 200)));
@@ -315,7 +315,7 @@ fn a_place_taken_over_is_its_new_entity_s() {
     table.open(key, &by(2, 0)).unwrap();
     let held = |table: &FlowTable| [1, 2].map(|entity| table.share(InterfaceIx::new(entity)));
     assert_eq!(held(&table), [(0, 3), (1, 3)]);
-    // One that has its share takes none over, were it another's that has expired.
+    // An entity that has its share doesn't take over an expired entry of another.
     for number in 1..5 {
         let (key, first) = nth(number);
         let sender = InterfaceIx::new(1);
@@ -385,7 +385,7 @@ fn protocols_without_ports_have_six_hundred_seconds() {
 
 #[test]
 fn a_full_table_refuses_new_flows_and_keeps_the_old() {
-    // One sender gets half of it.
+    // One sender gets half of the table.
     let table = FlowTable::new(4);
     let open = |port| {
         let first = packet(
@@ -490,7 +490,7 @@ fn opening_nth(first: &Packet, number: u32, now: u64) -> Opening<'_> {
         now: Millis(now),
         rule: RuleId(number.into()),
         tracked: true,
-        // Several, or one would get no more than half of a table.
+        // Several senders: one gets at most half of a table.
         sender: InterfaceIx::new(number as usize % 64),
         allowance: None,
         replace: false,
@@ -671,7 +671,7 @@ fn a_reference_is_not_honoured_however_often_its_record_was_given_away() {
         replace: true,
         ..opening_nth(&packet, 1, 0)
     };
-    // Removed and given to the next, and given to the next where it lies.
+    // Released and occupied again, and replaced in place.
     for round in 0..10_000 {
         if round % 3 == 0 {
             table.clear();

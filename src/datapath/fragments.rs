@@ -7,15 +7,15 @@
 //! An exact duplicate of a fragment, the same bytes at the same place, is dropped
 //! and changes nothing (RFC 8200 §4.5).
 //!
-//! Each sending interface has two rooms. Datagrams whose first fragment was judged to
-//! pass take room in the one. The other, small one holds fragments that came before
-//! their first, and notes of refused and broken datagrams. In both a source address has
-//! a share, and where a share or a room is full the oldest datagram in it is given up.
-//! So fragments that get lost cost nobody anything, and a host that no rule admits takes
-//! no room from those that one does.
+//! Each sending interface has two limits. One applies to datagrams whose first fragment passed.
+//! The other, smaller one applies to fragments that came before their first fragment, and to
+//! records of refused and broken datagrams. Within both, each source address has a share. When a
+//! share or a limit is reached, the oldest datagram in it is given up. Lost fragments therefore
+//! don't block other datagrams, and a host that no rule admits takes no room from hosts that
+//! rules admit.
 //!
-//! Fragments are off the fast path: interfaces share a few locks, each held for a
-//! bounded time, and memory is allocated only where there are fragments.
+//! Fragments are off the fast path. Interfaces share a few locks, each held for a bounded time,
+//! and memory is allocated only where there are fragments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -29,32 +29,33 @@ use crate::model::InterfaceIx;
 use crate::packet::{Fragment, Packet};
 use crate::policy::DropReason;
 
-/// The time for which an unfinished datagram is remembered after its first fragment was
-/// judged, and before that the time for which fragments wait for it, in milliseconds. A
-/// decision: senders emit the fragments of a datagram at once.
+/// How long an unfinished datagram is remembered after its first fragment was judged, and how
+/// long fragments wait for the first, in milliseconds. A decision: senders emit the fragments of
+/// a datagram at once.
 pub const LIFETIME: u64 = 5_000;
-/// Most datagrams of one source address that are followed at a time, for each sending
-/// interface. A decision: at 5 Gbit/s in datagrams of two packets, of which 1 % are lost,
-/// the oldest is given up a quarter of a second after it came.
+/// Maximum number of datagrams that one source address may have in progress, for each sending
+/// interface. A decision: at 5 Gbit/s in datagrams of two packets, of which 1 % are lost, the
+/// oldest is given up a quarter of a second after it came.
 pub const MAX_DATAGRAMS_OF_SOURCE: usize = 1 << 10;
-/// Most datagrams of one sending interface.
+/// Maximum number of datagrams in progress for one sending interface.
 pub const MAX_DATAGRAMS: usize = 8 << 10;
 /// Most fragments of a datagram that wait for their first.
 pub const MAX_WAITING: usize = 64;
-/// Most bytes of fragments of one source address that wait, for each sending interface.
+/// Maximum number of bytes of waiting fragments of one source address, for each sending
+/// interface.
 pub const MAX_WAITING_BYTES_OF_SOURCE: usize = 256 << 10;
-/// Most bytes of fragments of one sending interface that wait.
+/// Maximum number of bytes of waiting fragments of one sending interface.
 pub const MAX_WAITING_BYTES: usize = 1 << 20;
-/// Bytes that each waiting fragment, and each note of a refused or broken datagram, counts
-/// for beside its own: small fragments take room too.
+/// Bytes added to the size of each waiting fragment, and counted for each record of a refused or
+/// broken datagram, because small fragments take memory too.
 pub const OVERHEAD: usize = 256;
-/// Most fragments of a datagram. A decision: the longest datagram in packets of 576 bytes,
-/// which every IPv4 path takes, has 119.
+/// Maximum number of fragments of a datagram. A decision: the longest datagram in packets of 576
+/// bytes, which every IPv4 path supports, has 119.
 pub const MAX_PARTS: usize = 128;
 
-/// Locks that the interfaces share.
+/// Number of locks, which the interfaces share.
 const LOCKS: usize = 16;
-/// Most datagrams that a sweep removes before it lets fragments have the lock.
+/// Maximum number of datagrams that a sweep removes before it releases the lock.
 const SWEPT_AT_ONCE: usize = 64;
 
 /// What the fragments of a datagram have in common (RFC 791, RFC 8200 §4.5),
@@ -118,8 +119,8 @@ pub enum Later<P, R> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct First(Part);
 
-/// The datagrams in fragments of all senders. What became of a first fragment is a `P` if
-/// it passed, or else an `R`.
+/// The fragmented datagrams of all senders. The outcome of a first fragment is a `P` if it
+/// passed, and an `R` otherwise.
 ///
 /// A first fragment is admitted ([`admit_first`](Self::admit_first)), judged,
 /// and what became of it, a drop too, is told
@@ -151,19 +152,18 @@ impl<P: Copy, R: Copy> Fragments<P, R> {
         }
     }
 
-    /// Takes note that a first fragment has come, with `payload` behind the headers that
-    /// all fragments have. Unless it is refused it is to be judged and then
-    /// [`decide`](Self::decide)d, whatever the judgement.
+    /// Registers a first fragment with `payload` behind the headers that all fragments share.
+    /// Unless this refuses it, the caller must judge it and then report the outcome to
+    /// [`decide`](Self::decide), whatever it is.
     ///
-    /// IPv4 counts identifications to 65,535 and then anew, soon where there is much
-    /// traffic. A first fragment with other bytes than the one that was seen therefore
-    /// begins a new datagram, and the unfinished one is given up; with the same bytes it is
-    /// a duplicate. In IPv6 such identifications are no accident (RFC 8200 §4.5): it
-    /// overlaps.
+    /// IPv4 identifications wrap around after 65,535, which soon happens with much traffic. A
+    /// first fragment with other bytes than the one already seen therefore begins a new datagram,
+    /// and the unfinished one is given up. With the same bytes it is a duplicate. IPv6
+    /// identifications are not reused by accident (RFC 8200 §4.5), so there it overlaps.
     ///
     /// # Errors
-    /// [`Refused`] if it is a duplicate or overlaps what was seen of its datagram, or the
-    /// datagram has too many fragments.
+    /// [`Refused`] if it is a duplicate, if it overlaps a part of its datagram that was already
+    /// seen, or if the datagram has too many fragments.
     pub fn admit_first(
         &self,
         key: DatagramKey,
@@ -237,8 +237,8 @@ impl<P: Copy, R: Copy> Fragments<P, R> {
         released
     }
 
-    /// What becomes of a fragment other than the first, the packet `bytes`, which ends with
-    /// its part of the datagram.
+    /// Decides on a fragment other than the first. `bytes` is the packet, which ends with its
+    /// part of the datagram.
     pub fn later(
         &self,
         key: DatagramKey,
@@ -293,7 +293,7 @@ impl<P: Copy, R: Copy> Fragments<P, R> {
         orphans
     }
 
-    /// How many datagrams are followed or noted, those not yet swept included.
+    /// Returns the number of datagrams in progress or on record, including those not yet swept.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         let of = |lock: &Mutex<Senders<P, R>>| -> usize {
@@ -321,7 +321,7 @@ impl<P: Copy, R: Copy> Fragments<P, R> {
         lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The part of a datagram that has these bytes.
+    /// Returns the part of a datagram with these bytes.
     #[expect(clippy::cast_possible_truncation, reason = "a digest of 32 bits")]
     fn part(&self, part: Fragment, payload: &[u8]) -> Result<Part, DropReason> {
         let start = part.offset;
@@ -342,15 +342,16 @@ impl<P: Copy, R: Copy> Fragments<P, R> {
 #[derive(Debug)]
 struct Sender<P, R> {
     datagrams: HashMap<DatagramKey, Datagram<P, R>, RandomState>,
-    /// How many datagrams were ever followed or noted.
+    /// The number of datagrams ever added.
     born: u64,
-    /// Those whose first fragment passed.
+    /// Datagrams whose first fragment passed.
     passed: Room,
-    /// The others.
+    /// All other datagrams.
     early: Room,
     /// Fragments that died waiting, not yet told.
     orphans: u64,
-    /// Fragments that are due. Whoever reads from the interface takes them at once.
+    /// Fragments that are ready to be sent on. The worker that reads from the interface takes
+    /// them at once.
     released: VecDeque<(Vec<u8>, Result<P, R>)>,
 }
 
@@ -399,10 +400,10 @@ impl<P: Copy, R: Copy> Sender<P, R> {
                 }
                 return Ok(Later::Follow(Ok(passed)));
             }
-            // Told above.
+            // Handled above.
             State::Broken(_) | State::Refused(_) => return Err(DropReason::OverlappingFragment),
         };
-        // What finds no room leaves no trace.
+        // A fragment without room leaves no trace.
         let own: usize = waiting.iter().map(|frame| OVERHEAD + frame.len()).sum();
         if waiting.len() >= MAX_WAITING || own + weight > MAX_WAITING_BYTES_OF_SOURCE {
             return Err(DropReason::FragmentTableFull);
@@ -414,7 +415,7 @@ impl<P: Copy, R: Copy> Sender<P, R> {
         Ok(Later::Hold)
     }
 
-    /// The datagram, unless its time is over.
+    /// Returns the datagram, unless its lifetime is over.
     fn live(&mut self, key: &DatagramKey, now: Millis) -> Option<&mut Datagram<P, R>> {
         if self.datagrams.get(key)?.is_over(now) {
             self.give_up(key);
@@ -422,7 +423,7 @@ impl<P: Copy, R: Copy> Sender<P, R> {
         self.datagrams.get_mut(key)
     }
 
-    /// Follows a datagram that isn't followed yet, or notes what became of it.
+    /// Adds a datagram that isn't known yet, or records its outcome.
     fn follow(&mut self, key: DatagramKey, parts: Parts, state: State<P, R>, now: Millis) {
         let passed = matches!(state, State::Passed(_));
         let datagram = Datagram {
@@ -439,8 +440,8 @@ impl<P: Copy, R: Copy> Sender<P, R> {
         self.datagrams.insert(key, datagram);
     }
 
-    /// Gives up the oldest datagrams until there is room for `weight` more of `key`'s source,
-    /// but for the one of age `kept`.
+    /// Gives up the oldest datagrams until there is room for `weight` more of the source in
+    /// `key`. The datagram of age `kept` stays.
     fn make_room(&mut self, key: &DatagramKey, weight: usize, passed: bool, kept: Option<u64>) {
         while let Some(old) = self.room(passed).in_the_way(key.source, weight, kept) {
             self.give_up(&old);
@@ -455,8 +456,8 @@ impl<P: Copy, R: Copy> Sender<P, R> {
         }
     }
 
-    /// A fragment of a datagram is dropped. One that overlaps breaks the datagram: what
-    /// waits of it is lost, and whatever comes of it is dropped.
+    /// Handles a dropped fragment. A fragment that overlaps breaks the datagram: its waiting
+    /// fragments are lost, and all later ones are dropped.
     fn refuse(&mut self, key: &DatagramKey, reason: DropReason) -> Refused {
         let mut refused = Refused::alone(reason);
         if reason != DropReason::OverlappingFragment {
@@ -480,7 +481,7 @@ impl<P: Copy, R: Copy> Sender<P, R> {
         refused
     }
 
-    /// Forgets the datagrams whose time is over, `budget` of them at the most.
+    /// Forgets datagrams whose lifetime is over, at most `budget` of them.
     fn expire(&mut self, now: Millis, budget: &mut usize) {
         for passed in [true, false] {
             while *budget > 0
@@ -493,7 +494,7 @@ impl<P: Copy, R: Copy> Sender<P, R> {
         }
     }
 
-    /// Forgets a datagram; what waits of it is an orphan.
+    /// Forgets a datagram. Its waiting fragments become orphans.
     fn give_up(&mut self, key: &DatagramKey) {
         if let Some(Datagram {
             state: State::Early(waiting),
@@ -517,19 +518,19 @@ impl<P: Copy, R: Copy> Sender<P, R> {
     }
 }
 
-/// Room that source addresses share.
+/// A limit that source addresses share.
 #[derive(Debug)]
 struct Room {
     most_of_source: usize,
     most: usize,
-    /// What is taken of it.
+    /// The amount in use.
     taken: usize,
-    /// The datagrams in it, by age.
+    /// The datagrams that count towards it, by age.
     ages: BTreeMap<u64, DatagramKey>,
     shares: HashMap<IpAddr, Share, RandomState>,
 }
 
-/// What one source address has of a room.
+/// The part of a limit that one source address uses.
 #[derive(Debug, Default)]
 struct Share {
     taken: usize,
@@ -551,7 +552,8 @@ impl Room {
         self.ages.first_key_value().map(|(_, key)| *key)
     }
 
-    /// The datagram to give up next for `weight` more of that source, if there is no room.
+    /// Returns the datagram to give up next to make room for `weight` more of that source; `None`
+    /// if there is room.
     fn in_the_way(&self, source: IpAddr, weight: usize, kept: Option<u64>) -> Option<DatagramKey> {
         let share = self.shares.get(&source);
         let other = |age: &&u64| Some(**age) != kept;
@@ -597,10 +599,10 @@ impl Room {
 
 #[derive(Debug)]
 struct Datagram<P, R> {
-    /// Smaller than that of each datagram that came later.
+    /// Smaller than that of each later datagram.
     age: u64,
     born: Millis,
-    /// Whether it is in the room of those whose first fragment passed.
+    /// True if its first fragment passed.
     passed: bool,
     parts: Parts,
     state: State<P, R>,
@@ -608,13 +610,13 @@ struct Datagram<P, R> {
 
 #[derive(Debug)]
 enum State<P, R> {
-    /// The first fragment hasn't come; these wait, in the order in which they came.
+    /// The first fragment hasn't come; these fragments wait, in order of arrival.
     Early(Vec<Vec<u8>>),
     /// The first fragment passed.
     Passed(P),
     /// The first fragment was dropped.
     Refused(R),
-    /// Fragments overlapped; with the first, if it was seen.
+    /// Fragments overlapped. Holds the first fragment if it was seen.
     Broken(Option<Part>),
 }
 
@@ -623,8 +625,8 @@ impl<P, R> Datagram<P, R> {
         self.born.0.saturating_add(LIFETIME) <= now.0
     }
 
-    /// What it takes of its room: of the one for those that passed one place, and of the
-    /// other bytes.
+    /// Returns what it counts towards its limit: one if its first fragment passed, and bytes
+    /// otherwise.
     fn weight(&self) -> usize {
         match &self.state {
             _ if self.passed => 1,
@@ -644,11 +646,11 @@ struct Part {
     digest: u32,
 }
 
-/// The parts of a datagram that were seen, in order; none overlaps another.
+/// The parts of a datagram seen so far, in order and without overlap.
 #[derive(Debug, Default)]
 struct Parts {
     parts: Vec<Part>,
-    /// Bytes in all of them.
+    /// The number of bytes in all parts.
     bytes: u32,
 }
 
@@ -657,9 +659,9 @@ impl Parts {
         self.parts.first().copied().filter(|part| part.start == 0)
     }
 
-    /// Where `part` belongs.
+    /// Returns the position at which `part` belongs.
     fn fit(&self, part: Part) -> Result<usize, DropReason> {
-        // The first part that ends behind the start.
+        // The first part that ends after the start.
         let at = self.parts.partition_point(|seen| seen.stop <= part.start);
         let behind = self.parts.get(at);
         if behind == Some(&part) {
@@ -682,7 +684,7 @@ impl Parts {
         self.parts.insert(at, part);
     }
 
-    /// Whether all bytes were seen.
+    /// Returns true if all bytes were seen.
     fn is_complete(&self) -> bool {
         self.parts
             .last()

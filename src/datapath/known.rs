@@ -71,7 +71,7 @@ impl Datapath {
         let mut ingress = None;
         if receiver.subnet().is_some() {
             let other = key.at_other_end(way.to, way.new_source, way.new_destination);
-            // To its own sender, from a port to the same: this flow doesn't let it in.
+            // Sent to its own sender, between equal ports: this flow doesn't let it in.
             if other == key {
                 return None;
             }
@@ -115,7 +115,7 @@ impl Datapath {
         shape: Shape,
         now: Millis,
     ) -> Option<Verdict> {
-        // Fragments have a table of their own, and a SYN may begin another flow.
+        // Fragments have their own table, and a SYN may begin another flow.
         if packet.fragment.is_some() || packet.opens_connection() {
             return None;
         }

@@ -24,13 +24,13 @@ pub(super) struct Station<'p> {
     /// Whether the address on the other side is that of who sent the packet,
     /// or, for one that is being sent, of whom it is for.
     pub(super) peer_is_itself: bool,
-    /// True if the packet arrives where it was sent from, under the key of the flow by which
-    /// it left: it is for its sender's own private or public address, and between equal ports
-    /// or of a protocol without ports. Nothing tells such a packet from its own answer, so no
-    /// flow lets it in.
+    /// True if the packet arrives at the interface that sent it, under the key of the flow by
+    /// which it left: its destination is the sender's own private or public address, and its
+    /// ports are equal or its protocol has none. Such a packet can't be told apart from its own
+    /// reply, so no flow lets it in.
     pub(super) meets_own_flow: bool,
     pub(super) now: Millis,
-    /// The entity that sent the packet, as its first interface.
+    /// The entity that sent the packet, identified by its first interface.
     pub(super) sender: InterfaceIx,
 }
 
@@ -295,15 +295,15 @@ impl Station<'_> {
         let Self { at, direction, .. } = *self;
         if flow.is_tracked() {
             if flow.is_closed() {
-                // A connection attempt on its ports is a new flow, which takes its place
-                // once the rules let it pass.
+                // A connection attempt on the same ports is a new flow, which replaces this one
+                // once the rules admit it.
                 if packet.opens_connection() {
                     return Ok(Known::Unknown { replace: true });
                 }
                 recorder.step(Step::Closed { at, direction });
                 return Err((DropReason::ConnectionClosed, at));
             }
-            // The connection may have ended: the rules judge the start of the next.
+            // The connection may have ended, so the rules judge the start of the next one.
             if packet.opens_connection() && flow.is_reset() {
                 return Ok(Known::Unknown { replace: true });
             }

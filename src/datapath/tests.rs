@@ -132,7 +132,7 @@ fn strays_that_nobody_answers_make_room_within_a_minute() {
     assert_eq!(road.datapath.flows().sweep(Millis(60_000)), 50);
 }
 
-/// The packets of 1,500 bytes in which a datagram of 4,000 bytes leaves `from`.
+/// Returns the packets of 1,500 bytes in which a datagram of 4,000 bytes leaves `from`.
 fn fragments(source: u8, id: u16) -> Vec<Vec<u8>> {
     let (source, destination) = (
         IpAddr::from([10, 0, 0, source]),
@@ -158,7 +158,7 @@ impl Road {
     }
 }
 
-/// 64 Mbit/s in fragments, of which every hundredth gets lost before it is here.
+/// Fragments at 64 Mbit/s, of which every hundredth is lost on the way.
 #[test]
 fn lost_fragments_cost_no_others() {
     let road = road();
@@ -210,7 +210,7 @@ entities:
   host: { kind: external, via: igw, addresses: [198.51.100.7] }
 ";
 
-/// Whatever became of the frame, what is told of a drop is what its sender sent.
+/// The report of a drop shows the packet as its sender sent it, however the frame was changed.
 #[test]
 fn a_verdict_knows_the_packet_as_it_came_in() {
     let model = load_str("lab.yaml", PUBLIC).unwrap().model;
@@ -227,14 +227,14 @@ fn a_verdict_knows_the_packet_as_it_came_in() {
     let icmp = Transport::Icmp { kind: 40, code: 0 };
     let question = question(8, 0);
     for (from, source, destination, what, size) in [
-        // Refused behind the gateway, from either side of it.
+        // Refused behind the gateway, from either side.
         (0, a, b, udp(54), 0),
         (2, host, b, udp(54), 0),
-        // Accepted, by the slow path and by the fast one: a link may still refuse it.
+        // Accepted on the slow path and on the fast path: a link may still refuse it.
         (0, a, b, udp(53), 0),
         (0, a, b, udp(53), 0),
         (2, host, b, udp(53), 0),
-        // Too big, whether the answer reaches its sender or not.
+        // Too big, with and without an answer that reaches the sender.
         (2, host, b, udp(53), 1600),
         (0, a, b, udp(53), 1600),
         (0, a, b, question, 1600),
@@ -260,7 +260,8 @@ fn a_verdict_knows_the_packet_as_it_came_in() {
     }
 }
 
-/// A server whose port 80 is open to everybody, and everything back: untracked there.
+/// A server whose port 80 is open to everyone, and whose egress is open to everyone: untracked
+/// there.
 const OPEN: &str = "
 vpc: { cidr: [10.0.0.0/16] }
 subnets: { s: { cidr: [10.0.0.0/24] } }
@@ -317,7 +318,7 @@ fn however_full_the_table_an_answer_lets_nobody_back_in_whose_rule_was_revoked()
     assert!(answered > 0);
 }
 
-/// Entities of which each may send to each.
+/// Entities that may all send to each other.
 const PEERS: &str = "
 vpc: { cidr: [10.0.0.0/16] }
 subnets: { s: { cidr: [10.0.0.0/24] } }
@@ -337,7 +338,7 @@ fn an_entity_s_flood_leaves_as_much_room_to_others_as_it_takes() {
         policy: Policy::compile(&model, None),
         datapath: Datapath::new(100),
     };
-    // How many of a flood pass: each takes an entry at either end.
+    // Returns how many flows of a flood pass. Each takes an entry at either end.
     let flood = |from: usize, source, destination| {
         let fates = (0..200).map(|port| {
             let datagram = Transport::Udp {
@@ -356,11 +357,11 @@ fn an_entity_s_flood_leaves_as_much_room_to_others_as_it_takes() {
         fates.filter(|fate| !refused(fate)).count()
     };
     assert_eq!(flood(0, 10, 11), 25, "half of the table");
-    // What it was aimed at has room for others, and they have half of the rest.
+    // The target has room for other flows, which may take half of the rest.
     assert_eq!(flood(2, 12, 11), 12);
-    // So has it itself, and who has no part in it.
+    // The target itself has room too, and so has an entity that is not involved.
     assert!(flood(1, 11, 13) > 5);
     assert!(flood(3, 13, 12) > 2);
-    // Who holds as much as is left gets no more.
+    // An entity that holds as many entries as are free gets no more.
     assert_eq!(flood(0, 10, 12), 0);
 }

@@ -27,23 +27,23 @@ pub struct Appliance {
     proofs: Vec<Proof>,
     /// What was dropped last, as far as it was told one by one.
     recent: Mutex<VecDeque<DropReport>>,
-    /// Held while a model is put in force, so that one change waits for the other.
+    /// Held while a model is put in force, so that changes happen one at a time.
     changing: Mutex<()>,
-    /// Locked for a moment only: whoever asks for the status never waits for a change.
+    /// Locked only for a moment, so that a status request never waits for a change.
     declared: Mutex<Declared>,
 }
 
-/// What is declared now.
+/// The state of what is declared now.
 #[derive(Debug, Clone)]
 struct Declared {
     model: Arc<Model>,
-    /// A worker did not take up the latest policy, which is another than that of the model.
+    /// True if a worker did not pick up the latest policy, which then differs from the model's.
     stuck: bool,
     reloads: u64,
     refused: u64,
     last_refusal: Option<String>,
     unread: Option<String>,
-    /// Why an interface passes nothing, by its `eni-…`.
+    /// The reasons why interfaces pass nothing, by their `eni-…`.
     impaired: BTreeMap<String, String>,
 }
 
@@ -103,7 +103,7 @@ impl Appliance {
     /// The interfaces that were not proven to enforce, by name, with the reason.
     pub fn unproven(&self) -> Vec<(String, String)> {
         // The links, and with them the proofs, keep the order of the policy's interfaces. A
-        // changed model may have another.
+        // changed model may have another order.
         let policy = self.engine.policy();
         policy
             .interfaces()
@@ -113,8 +113,8 @@ impl Appliance {
             .collect()
     }
 
-    /// Compiles `model` aside and puts it in force; gives the new generation, or that in
-    /// force where `model` is what is declared already. Tracked flows survive.
+    /// Compiles `model` without blocking packets and puts it in force. Returns the new
+    /// generation, or the current one if `model` is in force already. Tracked flows survive.
     ///
     /// # Errors
     /// [`ReplaceError`]; unless the engine is stuck, what was in force stays.
@@ -158,12 +158,12 @@ impl Appliance {
         self.declared().refuse(why);
     }
 
-    /// Takes note of why a file that has changed is not read, or that none is left.
+    /// Records why a changed file is not read, or `None` once nothing is left unread.
     pub fn set_unread(&self, why: Option<String>) {
         self.declared().unread = why;
     }
 
-    /// Takes note of why an interface passes nothing, or that it does again.
+    /// Records why an interface passes nothing, or `None` once it passes packets again.
     pub fn set_impaired(&self, interface: &str, why: Option<String>) {
         let mut declared = self.declared();
         match why {
@@ -314,7 +314,7 @@ impl Appliance {
 }
 
 impl Declared {
-    /// The interfaces by their ids, for many questions at once.
+    /// Returns the interfaces by ID, for repeated lookups.
     fn by_id(&self) -> HashMap<&str, InterfaceIx> {
         let ids = self.model.interfaces();
         ids.map(|(at, it)| (it.id.as_str(), at)).collect()

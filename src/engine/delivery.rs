@@ -241,8 +241,7 @@ impl Output<'_> {
     }
 }
 
-/// Writes one packet of the wire to a link and counts it. It is `whole`, or a fragment of
-/// that.
+/// Writes one wire packet to a link and counts it. The packet is `whole` or a fragment of it.
 fn write(receiver: &dyn Link, ledger: &Ledger<'_>, ends: Ends, packet: &[u8], whole: &[u8]) {
     match receiver.send(ends.envelope, packet, Shape::Whole) {
         Ok(()) => ledger.delivered(ends, Wire::of(Shape::Whole, packet.len())),

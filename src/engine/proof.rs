@@ -43,10 +43,11 @@ const FORBIDDEN: u16 = 61_002;
 /// The port that the prover sends from. Another than it receives at, or what
 /// goes one way would pass as the answer to what came the other way.
 const SOURCE: u16 = 61_003;
-/// How many addresses are proven together, each with two sockets, unless one interface has
-/// more: within the descriptors that a lab allows itself beside those of its devices. A decision.
+/// Number of addresses that are proven together, with two sockets each, unless one interface has
+/// more. This stays within the file descriptors that a lab reserves beside those of its devices.
+/// A decision.
 const AT_A_TIME: usize = 192;
-/// How long the probes that are sent together may take to arrive.
+/// Time limit for probes that were sent together to arrive.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// When probes are sent again. The kernel adds the route by which a new IPv6
 /// address receives from a queue of its own, and on a busy machine the first
@@ -117,7 +118,7 @@ impl Prover {
             }
             let mut opened = probes_of(at, interface, &mut open);
             if matches!(&opened, Err((_, error)) if are_too_many(error)) && !probes.is_empty() {
-                // The sockets of those before are in the way.
+                // The sockets of earlier probes use up the limit.
                 self.prove_those(engine, &mut probes, &mut proofs);
                 opened = probes_of(at, interface, &mut open);
             }
@@ -134,8 +135,8 @@ impl Prover {
         proofs
     }
 
-    /// Sends the probes, judges what arrives, and closes their sockets. Interfaces have all of
-    /// theirs among them, for what is dropped is counted together.
+    /// Sends the probes, judges what arrives, and closes their sockets. All probes of an
+    /// interface must be included, because drops are counted per interface.
     fn prove_those(&self, engine: &Engine, probes: &mut Vec<Probe>, proofs: &mut [Proof]) {
         for probe in probes.iter() {
             if let Err(error) = self.send(probe) {
@@ -246,8 +247,8 @@ impl Prover {
     }
 }
 
-/// Opens the sockets of an interface: probes of all its addresses, or the one that none could
-/// be opened on, and why.
+/// Opens the sockets of an interface: returns probes of all its addresses, or the address on
+/// which opening failed and the reason.
 fn probes_of(
     at: InterfaceIx,
     interface: &Interface,
@@ -270,7 +271,7 @@ fn probes_of(
     interface.addresses.iter().map(probe).collect()
 }
 
-/// Whether a descriptor was refused for there being so many, in the process or the system.
+/// Returns true if the process or the system has too many open files.
 fn are_too_many(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),

@@ -249,7 +249,7 @@ impl Worker {
         Left::More
     }
 
-    /// Takes note that a link can be read, perhaps again.
+    /// Records that a link can be read (again).
     #[inline]
     fn works(&self, link: usize) {
         let broken = &self.shared.broken[link];
@@ -267,10 +267,10 @@ impl Worker {
             }
             ErrorKind::Interrupted => Left::More,
             _ => {
-                // The device is down or gone. Nothing passes it until it can be read
-                // again, and the status says so.
+                // The device is down or gone. Packets neither enter nor leave through it until it
+                // can be read again, and the status reports it.
                 self.shared.broken[link].store(true, Ordering::Relaxed);
-                // Whoever started the engine knows its name, and tells.
+                // The caller that started the engine knows the link's name and reports it.
                 tracing::debug!(link, %error, "reading from a link failed");
                 Left::Nothing
             }

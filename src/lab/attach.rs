@@ -128,7 +128,7 @@ impl DevicePlan {
         self.queue_addresses(batch, index, several);
     }
 
-    /// Asks for the device's addresses, routes and rules.
+    /// Queues requests for the device's addresses, routes and rules.
     pub fn queue_addresses(&self, batch: &mut Batch, index: u32, several: bool) {
         let table = FIRST_TABLE + self.number;
         for &(address, prefix) in &self.addresses {

@@ -134,7 +134,7 @@ impl Client {
         {
             return Err(failed(error));
         }
-        // A server that hung up may have said why before.
+        // A server that closed the connection may have sent the reason before.
         let (line, fds) = self.receive()?;
         let body: Value =
             serde_json::from_slice(&line).map_err(|error| LabError::Protocol(error.to_string()))?;

@@ -1,6 +1,6 @@
-//! Watches the devices inside a lab's namespaces. Whoever sets one down loses its routes,
-//! and with IPv6 its addresses: the kernel drops them, and setting it up again brings back
-//! the routes to its own subnets only.
+//! Watches the devices inside a lab's namespaces. When a device is set down, the kernel removes
+//! its routes, and with IPv6 its addresses. Setting it up again restores only the routes to its
+//! own subnets.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,21 +21,21 @@ use super::netlink::Batch;
 use super::{LabError, Namespace};
 use crate::model::InterfaceIx;
 
-/// The multicast group of news about devices (`RTMGRP_LINK`, linux/rtnetlink.h).
+/// The multicast group for link notifications (`RTMGRP_LINK`, linux/rtnetlink.h).
 const LINK_GROUP: u32 = 1;
 
-/// What became of a device inside its namespace.
+/// A change to a device inside its namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceState {
-    /// It was set down: nothing passes it.
+    /// It was set down and passes no packets.
     Down,
-    /// It is up again, and its addresses and routes are put back.
+    /// It is up again, and its addresses and routes were restored.
     Up,
-    /// It is up again, and they can't be put back, for this reason.
+    /// It is up again, but its addresses or routes can't be restored, for this reason.
     Unrestored(String),
 }
 
-/// Watches until it is dropped.
+/// The watching thread, which stops when this is dropped.
 #[derive(Debug)]
 pub(super) struct Devices {
     wake: UnixStream,
@@ -58,7 +58,8 @@ struct Device {
 }
 
 impl Watched {
-    /// The devices of the calling thread's namespace, by their indices; all are up.
+    /// Watches the devices of the calling thread's namespace, given with their indices. All are
+    /// up.
     pub fn here(devices: Vec<(DevicePlan, u32)>) -> io::Result<Self> {
         let mut news = Socket::new(NETLINK_ROUTE)?;
         news.bind(&SocketAddr::new(0, LINK_GROUP))?;
@@ -74,7 +75,7 @@ impl Watched {
         })
     }
 
-    /// Takes in the news, and tells of devices that were set down or up.
+    /// Reads the notifications, and reports devices that were set down or up.
     fn hear(&mut self, namespace: &OwnedFd, tell: &Sender<(InterfaceIx, DeviceState)>) {
         loop {
             match self.news.recv_from_full() {
@@ -86,7 +87,7 @@ impl Watched {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    // News was lost (ENOBUFS): any of them may have been down meanwhile.
+                    // Notifications were lost (ENOBUFS): any device may have been down meanwhile.
                     tracing::debug!(%error, "news of devices was lost");
                     for at in 0..self.devices.len() {
                         let index = self.devices[at].index;
@@ -124,7 +125,7 @@ impl Watched {
 }
 
 impl Device {
-    /// Puts addresses and routes back. The calling thread is in the namespace afterwards.
+    /// Restores addresses and routes. The calling thread is in the namespace afterwards.
     fn restore(&self, namespace: &OwnedFd, several: bool) -> Result<(), String> {
         setns(namespace, CloneFlags::CLONE_NEWNET)
             .map_err(|errno| format!("enter the network namespace: {errno}"))?;
@@ -137,10 +138,11 @@ impl Device {
 }
 
 impl Devices {
-    /// Watches the devices of these namespaces, on a thread of its own.
+    /// Watches the devices of these namespaces on a separate thread.
     ///
     /// # Errors
-    /// The system refused the thread.
+    ///
+    /// The system refused to start the thread.
     pub fn watch(namespaces: &[Namespace], mut watched: Vec<Watched>) -> Result<Self, LabError> {
         let failed = |error| LabError::system("watch the devices", error);
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
@@ -163,7 +165,7 @@ impl Devices {
         })
     }
 
-    /// What has become of devices since this was asked last.
+    /// Returns the changes to devices since the last call.
     pub fn changes(&self) -> Vec<(InterfaceIx, DeviceState)> {
         self.changes.try_iter().collect()
     }
@@ -178,7 +180,8 @@ impl Drop for Devices {
     }
 }
 
-/// Waits for news: of which namespaces there is some, or `None` at the end.
+/// Waits for notifications. Returns the positions of the namespaces that have some, or `None` at
+/// the end.
 fn wait(woken: &UnixStream, watched: &[Watched]) -> Option<Vec<usize>> {
     let news = watched.iter().map(|it| it.news.as_fd());
     let mut fds: Vec<PollFd<'_>> = std::iter::once(woken.as_fd())
@@ -199,7 +202,7 @@ fn wait(woken: &UnixStream, watched: &[Watched]) -> Option<Vec<usize>> {
     Some(news.filter(|(_, fd)| ready(fd)).map(|(at, _)| at).collect())
 }
 
-/// The devices, by index, that messages tell of, and whether each is up.
+/// Returns the index of each device in the messages, and true if it is up.
 fn flags(messages: &[u8]) -> Vec<(u32, bool)> {
     let mut found = Vec::new();
     let mut rest = messages;

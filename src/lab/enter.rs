@@ -27,9 +27,9 @@ pub const ENTITY_VARIABLE: &str = "SGWALL_ENTITY";
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// No resolver of the machine's can be reached from an entity, and a lookup would
-/// wait for it for 10 s. The entity's own loopback refuses at once, until somebody
-/// starts a resolver there. Short waits are for those that don't hear a refusal.
+/// The machine's resolver can't be reached from an entity, and a lookup would wait 10 s for it.
+/// The entity's own loopback refuses at once, until somebody starts a resolver there. The short
+/// timeouts are for programs that ignore the refusal.
 const NO_RESOLVER: &str = "# Written by sgwall: a lab has no resolver. Entities resolve by /etc/hosts.\n\
                            nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
 
@@ -111,7 +111,7 @@ impl Entry {
                 "can't put a hosts file over {HOSTS} ({error}); entity names won't resolve"
             ));
         }
-        // Where there is none, the system's resolver asks the loopback anyway.
+        // Without this file, the C library's resolver asks the loopback anyway.
         if Path::new(RESOLV_CONF).exists()
             && let Err(error) = self.mount_over(RESOLV_CONF, NO_RESOLVER)
         {

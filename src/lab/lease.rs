@@ -1,4 +1,4 @@
-//! Whether somebody is writing to a file.
+//! Detects whether a file is open for writing.
 
 use std::ffi::c_int;
 use std::fs::OpenOptions;
@@ -12,20 +12,20 @@ use nix::libc;
 /// `F_SETSIG` (asm-generic/fcntl.h), which libc lacks.
 const F_SETSIG: c_int = 10;
 
-/// What the kernel says of those who write to a file.
+/// The kernel's answer about writers of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writers {
-    /// Nobody has it open for writing.
+    /// Nobody has the file open for writing.
     None,
-    /// Somebody has.
+    /// Somebody has the file open for writing.
     Some,
-    /// It can't be told: the file can't be opened, its file system has no leases, or it
-    /// is another user's and this process lacks `CAP_LEASE`.
+    /// Unknown: the file can't be opened, its file system has no leases, or it belongs to another
+    /// user and this process lacks `CAP_LEASE`.
     Unknown,
 }
 
-/// Asks the kernel by a lease for reading (fcntl(2), `F_SETLEASE`), which it grants only
-/// while nobody has the file open for writing. It is given back at once.
+/// Asks the kernel for a read lease (fcntl(2), `F_SETLEASE`), which it grants only while nobody
+/// has the file open for writing. The lease is released at once.
 pub fn writers(path: &Path) -> Writers {
     let opened = OpenOptions::new()
         .read(true)
@@ -35,8 +35,8 @@ pub fn writers(path: &Path) -> Writers {
         return Writers::Unknown;
     };
     let fd = file.as_raw_fd();
-    // Who opens the file for writing meanwhile has this process signalled. By default with
-    // SIGIO, which would end it; SIGURG is ignored.
+    // A writer that opens the file meanwhile causes a signal to this process. The default, SIGIO,
+    // would end it; SIGURG is ignored.
     let asked =
         set(fd, F_SETSIG, libc::SIGURG).and_then(|()| set(fd, libc::F_SETLEASE, libc::F_RDLCK));
     match asked {
@@ -51,7 +51,7 @@ pub fn writers(path: &Path) -> Writers {
 
 #[expect(unsafe_code, reason = "nix has no leases")]
 fn set(fd: RawFd, what: c_int, value: c_int) -> io::Result<()> {
-    // SAFETY: the caller's file is open, and these requests take numbers only.
+    // SAFETY: the caller's file is open, and these requests take only numbers.
     match unsafe { libc::fcntl(fd, what, value) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),

@@ -131,7 +131,7 @@ impl Batch {
         self.send_unless(&[])
     }
 
-    /// The same, where what is there already is no refusal.
+    /// Sends the requests like `send`, but ignores errors for objects that exist already.
     pub fn send_anew(self) -> Result<(), (String, io::Error)> {
         self.send_unless(&[ErrorKind::AlreadyExists])
     }

@@ -56,9 +56,8 @@ pub(super) fn end_all(chosen: &dyn Fn(i32) -> bool) {
     }
 }
 
-/// Signals a process if it is still one that `chosen` picks. It is held by a descriptor
-/// while that is looked at, so the signals never reach another process, to which the
-/// kernel has given the number meanwhile.
+/// Signals a process if `chosen` still selects it. A pidfd is held during the check, so a signal
+/// never reaches another process that was given the same number meanwhile.
 fn signal(pid: i32, chosen: &dyn Fn(i32) -> bool, signals: &[Signal]) {
     let Ok(process) = open(pid) else {
         // It has ended.
@@ -74,7 +73,7 @@ fn signal(pid: i32, chosen: &dyn Fn(i32) -> bool, signals: &[Signal]) {
     }
 }
 
-/// A descriptor of the process that has the number now (pidfd_open(2), Linux 5.3).
+/// Opens a pidfd for the process that has the number now (pidfd_open(2), Linux 5.3).
 #[expect(unsafe_code, reason = "neither std nor nix opens processes")]
 fn open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two numbers and touches no memory.
@@ -83,11 +82,11 @@ fn open(pid: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor; nothing else knows of it.
+    // SAFETY: the kernel has just created this descriptor; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Signals the process behind a descriptor (pidfd_send_signal(2)).
+/// Signals the process behind a pidfd (pidfd_send_signal(2)).
 #[expect(unsafe_code, reason = "neither std nor nix signals by descriptor")]
 fn send(process: &OwnedFd, signal: Signal) -> io::Result<()> {
     let none: *const libc::siginfo_t = std::ptr::null();
@@ -159,7 +158,7 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        // Chosen when it is found, and another when it is looked at before the signal.
+        // Selected when it is found, but no longer when it is checked before the signal.
         let looks = std::cell::Cell::new(0);
         end_all(&|found| {
             found == pid && {
@@ -169,12 +168,13 @@ mod tests {
         });
         assert!(child.try_wait().unwrap().is_none(), "it was signalled");
         assert!(looks.get() > 1);
-        // The one that is meant ends.
+        // The selected process ends.
         end_all(&|found| found == pid && child_runs(pid));
         assert!(!child.wait().unwrap().success());
     }
 
-    /// A child that has ended keeps its number until it is waited for.
+    /// Returns true while the child runs. A child that has ended keeps its number until it is
+    /// waited for.
     fn child_runs(pid: i32) -> bool {
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
     }

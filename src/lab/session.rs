@@ -229,6 +229,7 @@ impl Session {
     /// Returns the other running lab whose namespace is bound at `path`.
     ///
     /// # Errors
+    ///
     /// As [`Self::list`].
     pub(super) fn owner_of(&self, path: &Path) -> Result<Option<String>, LabError> {
         let owner = Self::list()?.into_iter().find(|lab| {
@@ -383,8 +384,8 @@ fn claim(name: &str, base: &Path, dir: &Path) -> Result<File, LabError> {
     for _ in 0..LOCK_TRIES {
         make_dir(base)?;
         match make_dir(dir) {
-            // The owner of before removed a directory in this moment, unless
-            // it is like /proc, where no directory can be made.
+            // The previous owner has just removed a directory, unless this is a file system such
+            // as /proc, where no directory can be created.
             Err(LabError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 last = source;
                 continue;

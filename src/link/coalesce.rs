@@ -21,13 +21,13 @@ pub struct Ends {
     pub to: InterfaceIx,
     /// Between which stations, on links that have such.
     pub envelope: Envelope,
-    /// The packet as it came in, of which the frame is left. All of one flow differ from
-    /// theirs in the same way.
+    /// How `frame` differs from the packet as it arrived. It is the same for all packets of a
+    /// flow.
     pub original: Original,
 }
 
 impl Ends {
-    /// Returns true if frames go the same way.
+    /// Returns true if the frames have the same sender, receiver and addressing.
     #[inline]
     fn are_those_of(&self, other: &Self) -> bool {
         (self.from, self.to, self.envelope) == (other.from, other.to, other.envelope)

@@ -117,10 +117,10 @@ impl Device {
         }
     }
 
-    /// Itself, less the offloads that the kernel refuses though it has granted them (some
-    /// of 6.1 to 6.10 did). It is told by frames of our own, never by those of others, who
-    /// could mean theirs to be refused. The device must not be up yet: then the kernel reads their
-    /// headers and carries them no further.
+    /// Returns the device without the offloads that the kernel refuses although it granted them
+    /// (some kernels of 6.1 to 6.10 did). This is tested with our own frames, never with received
+    /// ones, whose sender could provoke a refusal. The device must not be up yet: the kernel then
+    /// reads the headers of the test frames and goes no further.
     pub fn tried_out(mut self, below: &[u8]) -> Self {
         for (frame, shape) in trials() {
             let refused = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
@@ -139,7 +139,7 @@ impl Device {
     }
 }
 
-/// A frame of each shape that takes an offload.
+/// Returns a frame of each shape that needs an offload.
 fn trials() -> impl Iterator<Item = (Vec<u8>, Shape)> {
     const PAYLOAD: [u8; 200] = [0; 200];
     let tcp = Transport::Tcp {

@@ -133,7 +133,7 @@ impl Link for OuterLink {
 
     #[inline]
     fn offloads(&self) -> Offloads {
-        // Both ends ask the same of the kernel, and the TAP device was tried out.
+        // Both ends request the same offloads from the kernel, and the TAP device was tested.
         let tried = self.0.tap.0.offloads();
         self.0.socket.device().offloads().in_common(tried)
     }

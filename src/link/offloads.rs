@@ -35,7 +35,7 @@ impl Offloads {
         Self(self.0 | others.0)
     }
 
-    /// Those that are among both.
+    /// Returns the offloads that both have.
     #[must_use]
     pub const fn in_common(self, others: Self) -> Self {
         Self(self.0 & others.0)
@@ -45,7 +45,7 @@ impl Offloads {
     #[must_use]
     pub fn without(self, shape: Shape) -> Self {
         match shape {
-            // No link takes those of a tunnel.
+            // No link takes super-packets inside a tunnel.
             Shape::Whole | Shape::Tunnel(_) => self,
             // All of them leave checksums to be computed.
             Shape::Partial(_) => Self::NONE,

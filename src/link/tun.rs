@@ -17,7 +17,7 @@ mod ioctl;
 
 /// Longest name of a network device: `IFNAMSIZ` less its closing zero.
 const MAX_NAME: usize = 15;
-/// Ethernet's header before an IPv4 packet that no station sent to none.
+/// An Ethernet header before an IPv4 packet, with zero for both addresses.
 const ETHERNET: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0];
 
 /// A TUN device, open and non-blocking. It is not persistent: when the last
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_the_kernel_has_no_header_for_is_lost_and_the_device_is_not() {
-        // Nobody can read from a socket that listens: EINVAL.
+        // Reading from a listening socket fails with EINVAL.
         let dir = tempfile::tempdir().unwrap();
         let fd = UnixListener::bind(dir.path().join("socket")).unwrap();
         let link = TunLink(Device::bare("eth0".to_owned(), fd.into()));

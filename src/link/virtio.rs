@@ -25,13 +25,12 @@ const GSO_ECN: u8 = 0x80;
 /// Linux's `GSO_BY_FRAGS`: a size that says that there is none.
 const BY_FRAGS: u16 = 0xffff;
 
-/// Bytes of TCP options and payload in Linux's smallest segment, `TCP_MIN_SND_MSS`
-/// (net/tcp.h).
+/// Minimum bytes of TCP options and payload in a segment: Linux's `TCP_MIN_SND_MSS` (net/tcp.h).
 const LEAST_SEGMENT: u16 = 48;
-/// Most segments in a super-packet of TCP. A decision: 64 KiB in Linux's smallest segments
-/// with timestamps, which have 36 bytes of payload, are 1,820.
+/// Maximum number of segments in a TCP super-packet. A decision: 64 KiB in Linux's smallest
+/// segments with timestamps, which have 36 bytes of payload, are 1,820 segments.
 const MOST_SEGMENTS: usize = 2048;
-/// Likewise of UDP: Linux's `UDP_MAX_SEGMENTS` (linux/udp.h), 64 before Linux 6.10.
+/// The same for UDP: Linux's `UDP_MAX_SEGMENTS` (linux/udp.h), 64 before Linux 6.10.
 const MOST_DATAGRAMS: usize = 128;
 
 /// A header that its frame doesn't bear out.
@@ -79,21 +78,22 @@ pub fn decode_behind(before: u16, header: [u8; HEADER], frame: &[u8]) -> Result<
     decode_unsummed(flags, gso_type, size, start, offset, frame)
 }
 
-/// As [`decode_behind`], and what is left to be done may be that of a packet which the frame
-/// carries in its payload, through a tunnel. A checksum is computed here and now, as a device does,
-/// so that the packet is whole; super-packets are [`Shape::Tunnel`]. The headers that rules look
-/// at are never written to.
+/// Like [`decode_behind`], but the header may also describe a packet inside a tunnel, in the
+/// payload of `frame`. A missing inner checksum is computed here, as a device would do, so that
+/// the packet is complete. Super-packets become [`Shape::Tunnel`]. The headers that rules look at
+/// are never written to.
 ///
 /// # Errors
-/// [`OddHeader`] likewise, and for what is neither the frame's own nor all in its payload.
+/// [`OddHeader`] as for [`decode_behind`], and if the header describes neither the frame's own
+/// transport nor a packet entirely in its payload.
 #[inline]
 pub fn settle(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Result<Shape, OddHeader> {
     decode_behind(before, header, frame)
         .or_else(|odd| settle_inside(before, header, frame).ok_or(odd))
 }
 
-/// What `header` tells of a packet inside of `frame`, whose checksum is computed unless there
-/// are several.
+/// Returns the shape that `header` describes for a packet inside `frame`. Computes its checksum,
+/// unless it is a super-packet.
 #[cold]
 fn settle_inside(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Option<Shape> {
     let [
@@ -141,7 +141,7 @@ fn settle_inside(before: u16, header: [u8; HEADER], frame: &mut [u8]) -> Option<
     Some(Shape::Whole)
 }
 
-/// Whether segments of that type are packets of `protocol`, over IPv6 or IPv4.
+/// Returns true if segments of that type are packets of `protocol` over this IP version.
 fn is_kind(gso_type: u8, protocol: Summed, v6: bool) -> bool {
     match protocol {
         Summed::Tcp => gso_type & !GSO_ECN == tcp_kind(v6),
@@ -149,11 +149,11 @@ fn is_kind(gso_type: u8, protocol: Summed, v6: bool) -> bool {
     }
 }
 
-/// Whether a kernel would make so `many` segments, of that size.
+/// Returns true if a kernel would make `many` segments of that size.
 fn is_of_a_kernel(segments: Segments, many: usize) -> bool {
     match segments.unsummed.protocol {
         Summed::Tcp => {
-            // Behind the 20 bytes that every TCP header has.
+            // After the 20 bytes that every TCP header has.
             let options = segments.headers - segments.unsummed.transport - 20;
             many <= MOST_SEGMENTS && segments.size >= LEAST_SEGMENT.saturating_sub(options)
         }

@@ -138,11 +138,10 @@ pub mod protocol {
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
 
-    /// True if in an IPv6 packet `number` is an extension header that is skipped on the
-    /// way to the protocol: Hop-by-Hop Options, Routing, Fragment, Destination Options
-    /// (RFC 8200 §4). A decision: the other types of IANA's list (ESP 50, AH 51,
-    /// Mobility 135, HIP 139, Shim6 140, experiments 253 and 254) count as protocols,
-    /// which is how rules name them.
+    /// True if `number` is an IPv6 extension header that is skipped on the way to the protocol:
+    /// Hop-by-Hop Options, Routing, Fragment, Destination Options (RFC 8200 §4). A decision: the
+    /// other types on IANA's list (ESP 50, AH 51, Mobility 135, HIP 139, Shim6 140, experiments
+    /// 253 and 254) count as protocols, because rules name them as such.
     #[inline]
     pub fn is_ipv6_extension(number: u8) -> bool {
         matches!(number, 0 | 43 | 44 | 60)

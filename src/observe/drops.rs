@@ -50,7 +50,7 @@ pub struct Sample {
     pub when: Millis,
     /// How many packets of the wire it stands for.
     pub packets: u64,
-    /// Its headers as its sender sent them, unless they can't be read.
+    /// The headers as the sender sent them, unless they can't be read.
     pub packet: Option<Packet>,
 }
 
@@ -157,7 +157,8 @@ impl<'a> Sampler<'a> {
         self.now.set(now);
     }
 
-    /// A packet from `from` was dropped at `at`, of which `frame` is left.
+    /// Records that a packet from `from` was dropped at `at`. `frame` is the packet in its
+    /// current form.
     #[inline]
     pub fn dropped(
         &self,

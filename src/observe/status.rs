@@ -30,7 +30,7 @@ pub struct Status {
     pub flows: FlowStatus,
     /// Every interface.
     pub interfaces: Vec<InterfaceStatus>,
-    /// The names of members of groups that a sidecar resolves.
+    /// The member names that a sidecar resolves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
     /// What was dropped last, the latest at the end, where drops are logged.
@@ -38,14 +38,14 @@ pub struct Status {
     pub recent_drops: Vec<RecentDrop>,
 }
 
-/// A name that stands for members of groups.
+/// A name that is a member of groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberStatus {
     /// The name.
     pub name: String,
     /// Its addresses.
     pub addresses: Vec<MemberAddress>,
-    /// What went wrong when it was looked up for the last time.
+    /// The error of the latest lookup, if it failed.
     pub trouble: Option<String>,
 }
 
@@ -54,7 +54,7 @@ pub struct MemberStatus {
 pub struct MemberAddress {
     /// The address.
     pub address: IpAddr,
-    /// Milliseconds that it counts for, unless an answer has it again.
+    /// Milliseconds for which it still counts, unless another answer contains it.
     pub counts_for_ms: u64,
 }
 
@@ -96,7 +96,7 @@ pub struct PolicyStatus {
     pub refused: u64,
     /// Why the latest change was refused; `None` once one was put in force.
     pub last_refusal: Option<String>,
-    /// Why a file that has changed is not read; `None` if all that are watched were.
+    /// The reason why a changed file is not read; `None` if all watched files were read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unread: Option<String>,
 }
@@ -141,11 +141,11 @@ pub struct InterfaceStatus {
     /// How many that are at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conntrack_allowance: Option<u32>,
-    /// The number of entries of the flow table that its entity has begun, at its own and
-    /// at other interfaces.
+    /// The number of flow table entries that the interface's entity has begun, at this and at
+    /// other interfaces.
     #[serde(default)]
     pub flow_entries: usize,
-    /// The number of entries that it may still begin, as long as nobody else does: an
+    /// The number of entries that the entity may still begin, while no other entity does: an
     /// entity may hold as many as remain free.
     #[serde(default)]
     pub flow_entries_available: usize,

@@ -163,7 +163,7 @@ mod tests {
         frames
     }
 
-    /// Likewise with the header checksum that the frame should have.
+    /// Like `agrees`, after the frame's header checksum was corrected.
     fn agrees_repaired(frame: &[u8]) -> bool {
         let mut frame = frame.to_vec();
         checksum::repair(&mut frame);

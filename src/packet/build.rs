@@ -57,7 +57,7 @@ pub fn build(
         }
         Transport::Icmp { kind, code } => return icmp(ip, source, kind, code, [0; 4], payload),
         Transport::Fragment => return None,
-        // The builder would look for that header, and panic without it.
+        // The builder would look for that extension header, and panic without it.
         Transport::Other if source.is_ipv6() && protocol::is_ipv6_extension(number) => {
             return None;
         }

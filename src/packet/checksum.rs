@@ -17,10 +17,10 @@ pub(crate) fn sum(bytes: &[u8]) -> u16 {
     u16::from_be(fold(sum))
 }
 
-/// Returns true if an IPv4 header, its checksum included, sums up to all ones (RFC 1812
-/// §5.2.2): the sum is a multiple of 0xffff then, and no header is all zero. The compiler
-/// makes of the remainder one multiplication, which for the 20 bytes of most headers
-/// costs less than folding.
+/// Returns true if the checksum of an IPv4 header is correct (RFC 1812 §5.2.2): the one's
+/// complement sum, checksum included, is then all ones, so the plain sum is a multiple of 0xffff,
+/// as no header is all zero. The compiler turns the remainder into one multiplication, which
+/// costs less than folding for most headers, which have 20 bytes.
 #[inline(always)]
 pub(super) fn is_right(header: &[u8]) -> bool {
     let (words, _) = header.as_chunks::<4>();
@@ -31,7 +31,7 @@ pub(super) fn is_right(header: &[u8]) -> bool {
     sum.is_multiple_of(0xffff)
 }
 
-/// Makes the header checksum of an IPv4 packet right; IPv6 packets stay as they are.
+/// Corrects the header checksum of an IPv4 packet; leaves IPv6 packets as they are.
 #[cfg(test)]
 pub(crate) fn repair(packet: &mut [u8]) {
     let header = usize::from(packet[0] & 0xf) * 4;

@@ -32,7 +32,7 @@ pub fn embedded(frame: &[u8], packet: &Packet) -> Option<Packet> {
     }
 }
 
-/// As [`embedded`], of what belongs to no flow too.
+/// Like [`embedded`], but includes packets that belong to no flow.
 pub(super) fn quoted(frame: &[u8], packet: &Packet) -> Option<Packet> {
     if !packet.is_icmp_error() {
         return None;

@@ -5,25 +5,25 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::embedded::quoted;
 use super::{Packet, parse};
 
-/// The difference between what a frame holds and the packet that came in.
+/// How a frame differs from the packet that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Original {
-    /// There is none.
+    /// It doesn't differ.
     #[default]
     Unchanged,
-    /// The internet gateway has translated addresses; these were in the header.
+    /// The internet gateway has translated addresses. These were in the header before:
     Translated {
         /// The source address.
         source: Ipv4Addr,
         /// The destination address.
         destination: Ipv4Addr,
     },
-    /// The router's ICMP error, which quotes the packet, is in its place.
+    /// The router's ICMP error, which quotes the packet, has replaced it.
     Quoted,
 }
 
 impl Original {
-    /// The addresses in `frame`, a packet that is about to be translated.
+    /// Takes the addresses from `frame`, a packet that is about to be translated.
     #[inline]
     pub fn of_translated(frame: &[u8]) -> Self {
         match frame {
@@ -57,7 +57,7 @@ impl Original {
         }
     }
 
-    /// Returns the headers of the packet that came in, of which `frame` is left.
+    /// Returns the headers of the packet that arrived; `frame` is its current form.
     pub fn read(self, frame: &[u8]) -> Option<Packet> {
         let packet = parse(frame).ok()?;
         match self {

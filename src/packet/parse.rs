@@ -26,8 +26,8 @@ pub(super) enum Family {
 /// Why bytes are not a packet that can be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// A header is cut short, contradicts the length, or is no IP header; the checksum of an
-    /// IPv4 header is wrong (RFC 1812 §5.2.2); or the other family's ICMP follows it.
+    /// A header is truncated, contradicts the length, or is not an IP header; the checksum of an
+    /// IPv4 header is wrong (RFC 1812 §5.2.2); or ICMP of the other IP version follows it.
     #[error("not a whole IP packet with consistent headers and a right header checksum")]
     Malformed,
     /// A first fragment that doesn't hold the whole transport header.

@@ -19,7 +19,7 @@ const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 13;
 const UDP_LENGTH: usize = 4;
 const UDP_CHECKSUM: usize = 6;
-/// In GRE's, if it has one (RFC 2784).
+/// Position of the checksum in a GRE header that has one (RFC 2784).
 const GRE_SUM: usize = 4;
 
 /// TCP's flags that one segment alone has: the last, and (RFC 3168 §6.1.2) the first.
@@ -100,17 +100,17 @@ struct Cut {
     headers: usize,
     /// Bytes of payload in a packet.
     size: usize,
-    /// Where the IP header starts; there are others before it in a tunnel.
+    /// Start of the IP header; in a tunnel, other headers come before it.
     inside: usize,
-    /// The tunnel's own transport.
+    /// The tunnel's transport header.
     tunnel: Option<Carrier>,
 }
 
-/// Whose payload the packets inside a tunnel are.
+/// The tunnel header whose payload contains the inner packets.
 #[derive(Clone, Copy)]
 struct Carrier {
     protocol: u8,
-    /// Where its header starts.
+    /// Start of the header.
     at: usize,
 }
 
@@ -203,8 +203,8 @@ impl Cut {
 }
 
 impl Carrier {
-    /// Gives the header in `packet`, from which so many bytes are `missing`, its own length
-    /// and checksum; zero goes on saying that there is none.
+    /// Updates the length and checksum of this header in `packet`, which is `missing` bytes
+    /// shorter. A zero checksum, which means that there is none, stays zero.
     fn mend(self, packet: &mut [u8], missing: u16) {
         let addresses = if packet[0] >> 4 == 4 { 12..20 } else { 8..40 };
         let addresses = checksum::sum(&packet[addresses]);
@@ -235,8 +235,8 @@ impl Carrier {
     }
 }
 
-/// Gives the IP header at the start of `packet`, from which so many bytes are `missing`,
-/// its own length and identification.
+/// Updates the length and identification of the IP header at the start of `packet`, which is
+/// `missing` bytes shorter.
 fn mend_ip(packet: &mut [u8], missing: u16, number: usize) {
     if packet[0] >> 4 == 4 {
         let old = [half(packet, IPV4_LENGTH), half(packet, IPV4_ID)];

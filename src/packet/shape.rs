@@ -11,16 +11,17 @@ use crate::model::protocol;
 /// Shortest TCP header.
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
-/// IANA's numbers of the protocols that tunnels use beside UDP: GRE (RFC 2784), and an
-/// IPv4 or IPv6 packet right behind the IP header (RFC 2003, RFC 4213).
+/// IANA's numbers of the protocols that tunnels use besides UDP: GRE (RFC 2784), and an IPv4 or
+/// IPv6 packet directly after the IP header (RFC 2003, RFC 4213).
 pub(super) const GRE: u8 = 47;
 const IPV4_INSIDE: u8 = 4;
 const IPV6_INSIDE: u8 = 41;
-/// In GRE's first byte: a checksum, a key, a sequence number follow (RFC 2784, RFC 2890).
+/// Bits in the first byte of the GRE header: a checksum, a key, a sequence number follow (RFC
+/// 2784, RFC 2890).
 pub(super) const GRE_CHECKSUM: u8 = 0x80;
 const GRE_KEY: u8 = 0x20;
 const GRE_SEQUENCE: u8 = 0x10;
-/// In its second: the version, of which 0 is the one for tunnels.
+/// Bits in its second byte: the version, which is 0 for tunnels.
 const GRE_VERSION: u8 = 0x07;
 
 /// How the bytes of a frame stand for what is on the wire.
@@ -34,8 +35,8 @@ pub enum Shape {
     /// Several packets whose payloads follow one another behind the headers
     /// that they share.
     Segments(Segments),
-    /// Several packets of a tunnel, each with a packet inside; the payloads of those
-    /// follow one another behind all the headers that they share.
+    /// Several packets of a tunnel, each with an inner packet. Their payloads follow one another
+    /// after the headers that they share.
     Tunnel(Tunnel),
 }
 
@@ -72,13 +73,13 @@ pub struct Segments {
     pub ecn: bool,
 }
 
-/// What a super-packet is made of whose segments are packets inside a tunnel's.
+/// A super-packet whose segments are packets inside a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tunnel {
-    /// Those of the packets inside. Positions and lengths count from the start of the
-    /// frame, the tunnel's own headers among the headers.
+    /// The segments of the inner packets. Positions and lengths count from the start of the
+    /// frame, and the headers include those of the tunnel.
     pub segments: Segments,
-    /// Where the IP header of the packet inside starts.
+    /// Start of the inner IP header.
     pub inside: u16,
 }
 
@@ -133,11 +134,11 @@ impl Shape {
         }))
     }
 
-    /// The shape of the super-packet `frame`, of a tunnel, whose packets inside have
-    /// their transport header at `start` and `size` bytes of payload each. The packet
-    /// inside is found by its IP header, which says all of the frame's length and ends
-    /// there. `None` if there is no such, if it isn't all in the payload of the frame's own
-    /// UDP, GRE, IPv4 or IPv6 inside IP, and for what is one packet only.
+    /// Returns the shape of `frame`, a super-packet of a tunnel. The inner packets have their
+    /// transport header at `start` and `size` bytes of payload each. The inner IP header is the
+    /// one whose length extends exactly to the end of the frame. Returns `None` if there is none,
+    /// if the inner packet is not entirely in the payload of the frame's own UDP, GRE or IP-in-IP
+    /// header, or if it is a single packet.
     pub fn tunnel(frame: &[u8], start: u16, size: u16, ecn: bool) -> Option<Self> {
         let packet = parse(frame).ok()?;
         let least = match packet.protocol {
@@ -146,7 +147,7 @@ impl Shape {
             IPV4_INSIDE | IPV6_INSIDE => packet.transport_offset,
             _ => return None,
         };
-        // A checksum of the frame's own covers addresses of its first header only.
+        // The frame's own checksum covers only the addresses of its first header.
         let plain = packet.transport_offset == if packet.source.is_ipv4() { 20 } else { 40 };
         if packet.fragment.is_some()
             || packet.length != frame.len()
@@ -154,7 +155,7 @@ impl Shape {
         {
             return None;
         }
-        // With IPv4's options at most, or IPv6's extensions of as many bytes.
+        // With at most IPv4's options, or as many bytes of IPv6 extension headers.
         (20..=100_u16).step_by(4).find_map(|header| {
             let inside = start.checked_sub(header)?;
             let from = usize::from(inside);
@@ -176,7 +177,7 @@ impl Shape {
         })
     }
 
-    /// The segments of a super-packet.
+    /// Returns the segments of a super-packet.
     pub fn in_segments(self) -> Option<Segments> {
         match self {
             Self::Whole | Self::Partial(_) => None,
@@ -240,9 +241,9 @@ impl Segments {
     }
 }
 
-/// Where what the packet `frame` carries starts, behind the headers that rules look
-/// at. `None` for fragments, for lengths that don't agree, and for SCTP, whose checksum is a
-/// CRC (RFC 9260 §6.8).
+/// Returns the start of the payload of packet `frame`, after the headers that rules look at.
+/// Returns `None` for fragments, for inconsistent lengths, and for SCTP, whose checksum is a CRC
+/// (RFC 9260 §6.8).
 pub fn payload_start(frame: &[u8]) -> Option<usize> {
     const SCTP: u8 = 132;
     let packet = parse(frame).ok()?;
@@ -258,7 +259,8 @@ pub fn payload_start(frame: &[u8]) -> Option<usize> {
     }
 }
 
-/// Bytes of GRE's header at the start of `bytes`; `None` if it is none of a tunnel's.
+/// Returns the length of the GRE header at the start of `bytes`; `None` if it is not one for
+/// tunnels.
 fn gre_header(bytes: &[u8]) -> Option<usize> {
     let [flags, version, ..] = bytes else {
         return None;

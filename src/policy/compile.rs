@@ -24,7 +24,7 @@ fn way(direction: Direction) -> usize {
     usize::from(direction == Direction::Egress)
 }
 
-/// Keys of groups that have gone which are no reason for compiling all anew.
+/// Number of unused group keys that are tolerated before everything is recompiled.
 const SPARE_KEYS: usize = 64;
 
 /// What a policy keeps for the next one to take over.
@@ -57,10 +57,10 @@ impl Compiled {
 
 pub(super) fn compile(model: &Model, previous: Option<&Policy>) -> Policy {
     let nothing = Compiled::default();
-    // The keys of groups that have gone are not given to others: tables that are taken
-    // over may still name them. Once most of them are such, all is compiled anew under
-    // new keys. (Interfaces keep their slots, which flows and links go by; while an
-    // appliance runs its interfaces stay the same, so there are no more slots than those.)
+    // The keys of removed groups are not reused, because tables taken from the previous policy
+    // may still refer to them. Once most keys are unused, everything is recompiled with new keys.
+    // (Interfaces keep their slots, which flows and links refer to. The interfaces of a running
+    // appliance don't change, so there are no more slots than interfaces.)
     let groups = model.security_groups.len();
     let before = (previous.map(|old| &old.compiled))
         .filter(|before| before.names.names.len() <= 2 * groups + SPARE_KEYS)

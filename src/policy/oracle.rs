@@ -97,8 +97,8 @@ pub struct Outcome {
     pub released: Vec<(Packet, Judgement)>,
     /// Fragments that waited, and died of this one: it overlapped another.
     pub lost: usize,
-    /// Fragments that waited in vain, by sending interface: their first didn't come in
-    /// time, or this packet takes their room.
+    /// The number of fragments that waited in vain, by sending interface: their first fragment
+    /// didn't come in time, or this packet takes their room.
     pub orphans: Vec<(InterfaceIx, u64)>,
 }
 
@@ -185,7 +185,7 @@ impl Oracle {
         if packet.source.is_ipv4() != packet.destination.is_ipv4() {
             return Err(DropReason::Malformed);
         }
-        // A router verifies the header's checksum and discards what fails (RFC 1812 §5.2.2).
+        // A router verifies the header checksum and discards packets that fail (RFC 1812 §5.2.2).
         if packet.damaged {
             return Err(DropReason::Malformed);
         }

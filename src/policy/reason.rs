@@ -24,8 +24,8 @@ pub enum DropReason {
     /// A fragment that covers bytes which an earlier one of its datagram
     /// covered, or one of a datagram that had such (RFC 5722).
     OverlappingFragment,
-    /// An exact duplicate of a fragment of an unfinished datagram: the same bytes at the
-    /// same place (RFC 8200 §4.5). The datagram goes on without it.
+    /// An exact duplicate of a fragment of an unfinished datagram: the same bytes at the same
+    /// place (RFC 8200 §4.5). The datagram continues without it.
     DuplicateFragment,
     /// A fragment whose datagram's first fragment never came, or came after the fragment
     /// had made room for others.

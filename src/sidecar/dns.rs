@@ -1,4 +1,4 @@
-//! DNS messages: questions for the addresses of a name, and the meaning of answers.
+//! DNS messages: queries for the addresses of a name, and the meaning of responses.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, Question, RCODE, TYPE};
 
-/// Most CNAME records that are followed. A decision; resolvers follow 11 to 16.
+/// Maximum number of CNAME records that are followed. A decision; resolvers follow 11 to 16.
 const MAX_ALIASES: usize = 16;
 /// Length of a message's header (RFC 1035 §4.1.1).
 const HEADER: usize = 12;
-/// Shortest question: the root, a type and a class (RFC 1035 §4.1.2).
+/// Length of the shortest question: the root, a type and a class (RFC 1035 §4.1.2).
 const SHORTEST_QUESTION: usize = 5;
-/// Shortest record: a pointer or the root, and ten bytes (RFC 1035 §4.1.3).
+/// Length of the shortest record: a pointer or the root, and ten bytes (RFC 1035 §4.1.3).
 const SHORTEST_RECORD: usize = 11;
 
-/// A kind of address.
+/// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4, in A records.
@@ -33,20 +33,20 @@ impl Family {
     }
 }
 
-/// The meaning of an answer.
+/// The meaning of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The name has these addresses, each for so long (TTL).
+    /// The name has these addresses, each with its TTL.
     Addresses(Vec<(IpAddr, Duration)>),
-    /// The name doesn't exist (NXDOMAIN), or has no address of the kind (NODATA).
+    /// The name doesn't exist (NXDOMAIN), or has no address of this family (NODATA).
     Nothing(&'static str),
-    /// The server can't or won't tell.
+    /// The server can't or won't answer.
     Refused(String),
-    /// The answer is longer than a datagram: ask over TCP.
+    /// The response doesn't fit in a datagram: ask over TCP.
     Truncated,
 }
 
-/// Returns the message that asks for a name's addresses; `None` if it is no name.
+/// Returns a query for a name's addresses; `None` if the name is invalid.
 pub(super) fn question(id: u16, name: &str, family: Family) -> Option<Vec<u8>> {
     let mut packet = Packet::new_query(id);
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
@@ -56,14 +56,14 @@ pub(super) fn question(id: u16, name: &str, family: Family) -> Option<Vec<u8>> {
     packet.build_bytes_vec().ok()
 }
 
-/// Returns the meaning of a message for a question; `None` if it isn't an answer to that
-/// question, or is malformed.
+/// Returns the meaning of a message as a response to a query; `None` if it isn't a response to
+/// that query, or is malformed.
 pub(super) fn answer(bytes: &[u8], id: u16, name: &str, family: Family) -> Option<Meaning> {
     let mut bytes = bytes.to_vec();
-    // Only questions and answers are read: what is wrong in the other sections does no harm.
+    // Only questions and answers are read, so errors in the other sections do no harm.
     bytes.get_mut(8..HEADER)?.fill(0);
     let count = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
-    // The parser makes room for as many as are announced: those must fit.
+    // The parser allocates memory for the announced number of records, so that number must fit.
     if HEADER + count(4) * SHORTEST_QUESTION + count(6) * SHORTEST_RECORD > bytes.len() {
         return None;
     }
@@ -103,7 +103,7 @@ fn addresses(packet: &Packet<'_>, name: &Name<'_>, family: Family) -> Meaning {
             if record.name != *owner || record.class != CLASS::IN {
                 continue;
             }
-            // RFC 2181 §8: one with the highest bit set is zero.
+            // RFC 2181 §8: a TTL with the highest bit set is zero.
             let own = u32::try_from(record.ttl.cast_signed()).unwrap_or(0);
             let address = match (&record.rdata, family) {
                 (RData::A(a), Family::V4) => IpAddr::V4(a.address.into()),
@@ -128,8 +128,8 @@ fn addresses(packet: &Packet<'_>, name: &Name<'_>, family: Family) -> Meaning {
     Meaning::Refused(format!("more than {MAX_ALIASES} aliases (CNAME)"))
 }
 
-/// Returns the meaning of an answer without addresses. A server that neither is
-/// authoritative nor resolves for others, and has no alias either, doesn't know.
+/// Returns the meaning of a response without addresses. A server that is neither authoritative
+/// nor recursive, and returns no alias either, doesn't know.
 fn nothing(packet: &Packet<'_>) -> Meaning {
     let knows = [
         PacketFlag::AUTHORITATIVE_ANSWER,

@@ -1,5 +1,5 @@
-//! Resolving one name: which questions go to which server when, and what comes of the
-//! answers. No sockets and no clock: the [resolver](super::resolver) has them.
+//! Resolves one name: decides which queries go to which server and when, and interprets the
+//! responses. It has no sockets and no clock; the [resolver](super::resolver) has them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -12,24 +12,24 @@ use resolv_conf::{Config, ScopedIp};
 use super::dns::{self, Family, Meaning};
 use super::members::Answer;
 
-/// Port of DNS (RFC 1035 §4.2).
+/// The port of DNS (RFC 1035 §4.2).
 pub(super) const PORT: u16 = 53;
-/// Most servers that are asked, as in glibc (`MAXNS`, resolv.conf(5)).
+/// Maximum number of servers that are queried, as in glibc (`MAXNS`, resolv.conf(5)).
 const MAX_SERVERS: usize = 3;
-/// Most domains that are searched. A decision: Kubernetes writes up to 32.
+/// Maximum number of search domains. A decision: Kubernetes writes up to 32.
 const MAX_SEARCH: usize = 32;
-/// Bounds of the options `ndots` and `attempts` (resolv.conf(5)).
+/// Upper bounds of the options `ndots` and `attempts` (resolv.conf(5)).
 const MAX_NDOTS: u32 = 15;
 const MAX_ATTEMPTS: u32 = 5;
-/// Bound of the option `timeout`: its default (resolv.conf(5)).
+/// Upper bound of the option `timeout`: its default (resolv.conf(5)).
 const MAX_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time after which an unanswered question is repeated, at first; with each round through all
-/// servers it is longer by as much. A decision, less than the option `timeout`: answers to
-/// earlier questions still count.
+/// Time after which an unanswered query is first repeated. It grows by the same amount with each
+/// round through all servers. A decision, less than the option `timeout`: responses to earlier
+/// queries still count.
 const REPEAT: Duration = Duration::from_secs(1);
-/// Longest that a name is looked up, search domains included. A decision.
+/// Time limit for a lookup, search domains included. A decision.
 const MAX_LOOKUP: Duration = Duration::from_secs(10);
-/// Longest that the addresses of the other family are waited for. A decision.
+/// Maximum wait for the addresses of the other family. A decision.
 const OTHER_FAMILY: Duration = Duration::from_secs(2);
 
 /// The contents of `/etc/resolv.conf` and `/etc/hosts`.
@@ -46,8 +46,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Reads both texts; what is wrong in them is skipped. `scope` finds the index of an
-    /// interface.
+    /// Parses both texts; invalid parts are skipped. `scope` returns the index of an interface.
     pub(super) fn parse(
         resolv_conf: &[u8],
         hosts: &[u8],
@@ -86,16 +85,15 @@ impl Settings {
         }
     }
 
-    /// The addresses of a name in `/etc/hosts`.
+    /// Returns the addresses of a name in `/etc/hosts`.
     pub(super) fn in_hosts(&self, name: &str) -> Option<Answer> {
         let found = self.hosts.get(name)?;
-        // They have no TTL.
+        // These entries have no TTL.
         let lasting = |address: &IpAddr| (*address, Duration::ZERO);
         Some(Answer::Found(found.iter().map(lasting).collect()))
     }
 
-    /// The names that stand for a name, in the order in which they are asked for
-    /// (resolv.conf(5), `search` and `ndots`).
+    /// Returns the names to query for a name, in order (resolv.conf(5), `search` and `ndots`).
     fn candidates(&self, name: &str) -> VecDeque<String> {
         let mut candidates: VecDeque<String> = self
             .search
@@ -130,36 +128,36 @@ fn parse_hosts(text: &[u8]) -> BTreeMap<String, Vec<IpAddr>> {
 /// A message to a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Outgoing {
-    /// The number of the server.
+    /// The position of the server.
     pub(super) server: usize,
     pub(super) message: Vec<u8>,
     pub(super) over_tcp: bool,
 }
 
-/// Resolves one name.
+/// The lookup of one name.
 #[derive(Debug)]
 pub(super) struct Lookup {
     settings: Arc<Settings>,
-    /// In the order in which they are asked.
+    /// In the order in which they are queried.
     servers: Vec<SocketAddr>,
     families: Vec<Family>,
-    /// Names that are still to be asked for, that which is asked for now at the front.
+    /// Names that are still to be queried; the current one is at the front.
     candidates: VecDeque<String>,
     questions: Vec<Question>,
-    /// The number of rounds of questions so far, of the candidate at the front.
+    /// The number of rounds so far for the candidate at the front.
     rounds: usize,
     next_round: Duration,
-    /// Of the candidate at the front.
+    /// For the candidate at the front.
     deadline: Duration,
-    /// Of all candidates.
+    /// For all candidates.
     last_deadline: Duration,
     outgoing: Vec<Outgoing>,
     found: Vec<(IpAddr, Duration)>,
-    /// The shortest TTL of all addresses that were found.
+    /// The shortest TTL of all addresses found.
     shortest: Option<Duration>,
-    /// The first refusal of a candidate that was given up.
+    /// The first refusal for a candidate that was given up.
     refusal: Option<String>,
-    /// Why the name has no address.
+    /// The reason why the name has no address.
     nothing: &'static str,
     ended: Option<End>,
 }
@@ -167,11 +165,11 @@ pub(super) struct Lookup {
 /// The outcome of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// Addresses were found; the shortest TTL is this.
+    /// Addresses were found, with this shortest TTL.
     Found(Duration),
     /// The name has no address.
     Nothing(String),
-    /// No server told.
+    /// No server answered.
     Failed(String),
 }
 
@@ -184,12 +182,12 @@ struct Question {
     refusal: Option<String>,
     /// The servers that refused to answer.
     refused: Vec<usize>,
-    /// The servers that are asked over TCP.
+    /// The servers that are queried over TCP.
     over_tcp: Vec<usize>,
 }
 
 impl Lookup {
-    /// Begins. `number` counts lookups, for the option `rotate`.
+    /// Starts a lookup. `number` counts lookups, for the option `rotate`.
     pub(super) fn new(
         name: &str,
         settings: Arc<Settings>,
@@ -227,17 +225,17 @@ impl Lookup {
         lookup
     }
 
-    /// The servers; messages name them by their numbers.
+    /// Returns the servers; messages refer to them by position.
     pub(super) fn servers(&self) -> &[SocketAddr] {
         &self.servers
     }
 
-    /// When [`Self::act`] is to be called.
+    /// Returns the time at which [`Self::act`] must be called.
     pub(super) fn due(&self) -> Duration {
         self.next_round.min(self.deadline)
     }
 
-    /// Does what is due.
+    /// Performs the actions that are due.
     pub(super) fn act(&mut self, now: Duration) {
         if self.ended.is_some() || now < self.due() {
             return;
@@ -270,7 +268,7 @@ impl Lookup {
         self.next_round = now + REPEAT.saturating_mul(passes).min(self.settings.timeout);
     }
 
-    /// Takes a message from a server.
+    /// Handles a message from a server.
     pub(super) fn hear(&mut self, server: usize, message: &[u8], over_tcp: bool, now: Duration) {
         let Some(name) = self.candidates.front() else {
             return;
@@ -315,27 +313,27 @@ impl Lookup {
         self.go_on(now);
     }
 
-    /// Takes the failure of a socket to a server.
+    /// Handles a socket error for a server.
     pub(super) fn fail(&mut self, server: usize, why: &str, now: Duration) {
         self.refuse(server, why, None, now);
     }
 
-    /// Addresses that were found since this was called for the last time.
+    /// Returns the addresses found since the last call.
     pub(super) fn take_found(&mut self) -> Vec<(IpAddr, Duration)> {
         std::mem::take(&mut self.found)
     }
 
-    /// Messages that are to be sent.
+    /// Returns the messages to be sent.
     pub(super) fn take_outgoing(&mut self) -> Vec<Outgoing> {
         std::mem::take(&mut self.outgoing)
     }
 
-    /// The outcome, after the end.
+    /// Returns the outcome, once the lookup has ended.
     pub(super) fn ended(&self) -> Option<&End> {
         self.ended.as_ref()
     }
 
-    /// Makes the questions for the candidate at the front, or ends if there is none.
+    /// Creates the queries for the candidate at the front, or ends if there is none.
     fn ask(&mut self, now: Duration) {
         self.questions.clear();
         while let Some(name) = self.candidates.front() {
@@ -369,7 +367,7 @@ impl Lookup {
         });
     }
 
-    /// Takes a server's refusal to answer one question, or all.
+    /// Handles a server's refusal to answer one query, or all.
     fn refuse(&mut self, server: usize, why: &str, id: Option<u16>, now: Duration) {
         let concerned = |it: &&mut Question| !it.is_done && id.is_none_or(|id| it.id == id);
         for question in self.questions.iter_mut().filter(concerned) {
@@ -381,13 +379,13 @@ impl Lookup {
             let text = address.map(|address| format!("{address}: {why}"));
             question.refusal = question.refusal.take().or(text);
             question.is_done = question.refused.len() >= self.servers.len();
-            // The next server is asked at once.
+            // The next server is queried at once.
             self.next_round = now;
         }
         self.go_on(now);
     }
 
-    /// Goes on to the next candidate, or ends, once all questions are done.
+    /// Continues with the next candidate, or ends, once all queries are done.
     fn go_on(&mut self, now: Duration) {
         if self.ended.is_some() || self.questions.iter().any(|it| !it.is_done) {
             return;
@@ -403,7 +401,7 @@ impl Lookup {
     }
 }
 
-/// A number that nobody guesses.
+/// Returns an unpredictable message ID.
 fn random_id() -> u16 {
     // Seeded by the system's random numbers.
     let [low, high, ..] = RandomState::new().hash_one(0).to_ne_bytes();

@@ -9,15 +9,15 @@ use crate::config::{DeclaredMember, MemberName};
 use crate::model::GroupIx;
 use crate::observe::{MemberAddress, MemberStatus};
 
-/// Shortest time that an address counts after the last answer that had it, however short
-/// its TTL. A decision: a resolver that is asked again may fail once, and where answers
-/// rotate, addresses don't come and go with each answer.
+/// Minimum time that an address counts after the last answer that contained it, even if its TTL
+/// is shorter. A decision: a repeated lookup may fail once, and with rotating answers, addresses
+/// must not come and go with each answer.
 pub const COUNTS_AT_LEAST: Duration = Duration::from_secs(10);
-/// Longest, however long its TTL: an address may be somebody else's soon. A decision: the
-/// TTL of AWS's load balancers. Docker's resolver says 600 s of a container that may be gone
-/// in one.
+/// Maximum time, even if the TTL is longer, because another host may soon get the address. A
+/// decision: the TTL of AWS's load balancers. Docker's resolver gives 600 s for a container that
+/// may be gone in one second.
 pub const COUNTS_AT_MOST: Duration = Duration::from_secs(60);
-/// Most addresses of one name; those that would cease to count first are left out.
+/// Maximum number of addresses of one name; those that expire first are left out.
 const MAX_ADDRESSES: usize = 1024;
 
 /// Names with their addresses.
@@ -28,20 +28,20 @@ pub struct Names {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Each address with the moment at which it ceases to count.
+    /// Each address with the time at which it expires.
     addresses: BTreeMap<IpAddr, Duration>,
-    /// What went wrong when it was looked up for the last time.
+    /// The error of the latest lookup, if it failed.
     trouble: Option<String>,
 }
 
-/// What came of looking a name up.
+/// The result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// It has these addresses, each for so long (TTL).
+    /// The name has these addresses, each with its TTL.
     Found(Vec<(IpAddr, Duration)>),
-    /// It has no address, and why.
+    /// The name has no address, for this reason.
     Nothing(String),
-    /// It can't be resolved now, and why.
+    /// The name can't be resolved now, for this reason.
     Failed(String),
 }
 
@@ -86,7 +86,7 @@ impl Names {
         self.known.keys().cloned().collect()
     }
 
-    /// Takes the answer about `name` that came at `at`; what changed, if anything did.
+    /// Applies the answer for `name` that arrived at `at`. Returns the change, if any.
     pub fn learn(&mut self, name: &str, answer: Answer, at: Duration) -> Option<Change> {
         let known = self.known.get_mut(name)?;
         match answer {
@@ -110,7 +110,7 @@ impl Names {
         }
     }
 
-    /// Forgets the addresses that count no more at `now`; what changed.
+    /// Removes the addresses that have expired at `now`. Returns the changes.
     pub fn expire(&mut self, now: Duration) -> Vec<Change> {
         let mut changes = Vec::new();
         for (name, known) in &mut self.known {
@@ -130,7 +130,7 @@ impl Names {
         changes
     }
 
-    /// The state of each name at `now`.
+    /// Returns the state of each name at `now`.
     pub fn status(&self, now: Duration) -> Vec<MemberStatus> {
         let status = |(name, known): (&String, &Known)| MemberStatus {
             name: name.clone(),
@@ -171,7 +171,7 @@ impl Names {
 }
 
 impl Known {
-    /// Leaves out the addresses beyond the most that there may be.
+    /// Removes the addresses beyond the maximum.
     fn leave_out(&mut self) {
         let beyond = self.addresses.len().saturating_sub(MAX_ADDRESSES);
         if beyond == 0 {
@@ -195,7 +195,8 @@ impl Known {
         }
     }
 
-    /// Notes what went wrong; said if it is new, or the last addresses are lost by it.
+    /// Records a failed lookup. It is reported if the reason is new, or if the last addresses are
+    /// lost.
     fn fails(&mut self, name: &str, why: String, lost: bool) -> Option<Change> {
         let first = self.trouble.replace(why.clone()).is_none();
         (first || lost).then(|| Change::Failed {
@@ -271,7 +272,7 @@ mod tests {
 
     #[test]
     fn addresses_count_by_the_clock_whether_an_answer_comes_or_not() {
-        // TTL, and the seconds that an address counts.
+        // The TTL, and the seconds that an address counts.
         for (ttl, counts) in [(0, 10), (5, 10), (30, 30), (60, 60), (600, 60)] {
             let mut names = watched(&[member(0, "web")]);
             names.learn("web", found(ttl, &["10.0.0.1"]), at(0));
@@ -324,7 +325,7 @@ mod tests {
             assert!(second < 3 || names.expire(at(second as u64)).is_empty());
             assert!(second < 3 || addresses(&names) == all);
         }
-        // One that is in no answer any more goes when its time has passed.
+        // An address that is in no more answers is removed once its time has passed.
         for second in 60..70 {
             names.learn("web", found(5, &all[..2]), at(second));
             names.expire(at(second));

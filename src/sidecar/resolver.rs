@@ -1,8 +1,7 @@
-//! Resolves the names of members, again and again, on a thread of its own.
+//! Resolves the names of members repeatedly, on a separate thread.
 //!
-//! All names are looked up at the same time, each from sockets of its own that are
-//! connected to one server, so that the kernel picks a random port and takes answers from
-//! that server alone.
+//! All names are looked up concurrently. Each lookup has its own sockets, each connected to one
+//! server, so that the kernel chooses a random port and accepts responses from that server only.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,39 +18,40 @@ use super::dns::Family;
 use super::lookup::{End, Lookup, Settings};
 use super::members::{Answer, COUNTS_AT_LEAST, COUNTS_AT_MOST};
 
-/// Most lookups at a time. Each has a socket for each server.
+/// Maximum number of concurrent lookups. Each has a socket for each server.
 const MAX_LOOKUPS: usize = 128;
-/// Shortest time between two lookups of a name that was found.
+/// Minimum time between two lookups of a name that was found.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Time after which a name that was not found is looked up again: doubled each time up to
-/// [`SHORTEST`], and after [`QUICK_RETRIES`] as long as the refresh time.
+/// Time after which a name that was not found is looked up again. It doubles each time up to
+/// [`SHORTEST`]; after [`QUICK_RETRIES`] it is the refresh time.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const QUICK_RETRIES: u32 = 64;
 /// Age at which `/etc/resolv.conf` and `/etc/hosts` are read again.
 const SETTINGS_AGE: Duration = Duration::from_millis(100);
-/// Largest of these files that is read; what is beyond counts for nothing.
+/// Maximum number of bytes read of these files; the rest is ignored.
 const MAX_FILE: u64 = 1 << 20;
-/// Most datagrams of a socket that are read at a time. It gets one or two of an honest server.
+/// Maximum number of datagrams read from a socket at a time. An honest server sends one or two.
 const MAX_DATAGRAMS: usize = 64;
 const WAKE: Token = Token(usize::MAX);
 
-/// A name with its answer, and when that came.
+/// A name with its answer and the time at which it arrived.
 pub type Heard = (String, Answer, Instant);
 
-/// The thread. Dropping it ends it.
+/// The resolver thread. Dropping this value ends it.
 #[derive(Debug)]
 pub struct Resolver {
     names: Option<Sender<Vec<String>>>,
     waker: Waker,
-    /// What came of the lookups.
+    /// The results of the lookups.
     pub answers: Receiver<Heard>,
 }
 
 impl Resolver {
-    /// Starts it: the addresses of `families` are looked up for each name, at least once
-    /// in `refresh`.
+    /// Starts the thread. It looks up the addresses of `families` for each name, at least once in
+    /// `refresh`.
     ///
     /// # Errors
+    ///
     /// The system refused a thread or a descriptor.
     pub fn start(refresh: Duration, families: Vec<Family>, names: Vec<String>) -> io::Result<Self> {
         let (sender, wanted) = channel::unbounded();
@@ -80,7 +80,7 @@ impl Resolver {
         })
     }
 
-    /// Looks these names up from now on; those that are new, at once.
+    /// Replaces the list of names to look up. New names are looked up at once.
     pub fn watch(&self, names: Vec<String>) {
         if let Some(sender) = &self.names {
             let _ = sender.send(names);
@@ -104,12 +104,12 @@ struct Lookups {
     active: BTreeMap<usize, Active>,
     /// The number of lookups so far.
     started: usize,
-    /// As read last, and when.
+    /// The settings with the time at which they were read.
     settings: Option<(Duration, Arc<Settings>)>,
     tell: Sender<Heard>,
 }
 
-/// When a name is looked up next.
+/// The time at which a name is looked up next.
 #[derive(Debug, Default)]
 struct Schedule {
     due: Duration,
@@ -119,13 +119,13 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// Takes the end of a lookup.
+    /// Handles the end of a lookup.
     fn ended(&mut self, end: &End, refresh: Duration, now: Duration) {
         self.is_active = false;
         let wait = match end {
             End::Found(ttl) => {
                 self.misses = 0;
-                // Well before the addresses cease to count.
+                // Well before the addresses expire.
                 let counts = (*ttl).clamp(COUNTS_AT_LEAST, COUNTS_AT_MOST);
                 refresh
                     .min(*ttl)
@@ -157,7 +157,7 @@ impl Lookups {
             .retain(|_, active| self.names.contains_key(&active.name));
     }
 
-    /// Runs until nobody listens any more.
+    /// Runs until the receiver is gone.
     fn run(mut self, mut poll: Poll, wanted: &Receiver<Vec<String>>) {
         let mut events = Events::with_capacity(MAX_LOOKUPS);
         loop {
@@ -172,7 +172,8 @@ impl Lookups {
                 return;
             };
             let wait = due.map(|due| due.saturating_sub(self.began.elapsed()));
-            // An error is an interruption, or lasts: then it is asked again and again, slowly.
+            // An error is an interruption, or it persists; in that case polling is retried
+            // slowly.
             if let Err(error) = poll.poll(&mut events, wait)
                 && error.kind() != ErrorKind::Interrupted
             {
@@ -187,8 +188,8 @@ impl Lookups {
         }
     }
 
-    /// Does all that is due, and returns when something will be next. `None` if nobody
-    /// listens any more.
+    /// Performs all actions that are due, and returns when the next one will be. Returns `None`
+    /// if the receiver is gone.
     fn go_on(&mut self, registry: &Registry) -> Option<Option<Duration>> {
         let now = self.began.elapsed();
         self.start(now)?;
@@ -232,7 +233,7 @@ impl Lookups {
         )
     }
 
-    /// Starts the lookups that are due, as many as there is room for, the longest due first.
+    /// Starts the lookups that are due, as many as the limit allows, those due longest first.
     fn start(&mut self, now: Duration) -> Option<()> {
         let mut due: Vec<_> = (self.names.iter_mut())
             .filter(|(_, it)| !it.is_active && it.due <= now)
@@ -270,7 +271,7 @@ impl Lookups {
     }
 }
 
-/// Returns `None` if nobody listens any more.
+/// Returns `None` if the receiver is gone.
 fn tell(to: &Sender<Heard>, name: &str, answer: Answer) -> Option<()> {
     to.send((name.to_owned(), answer, Instant::now())).ok()
 }
@@ -279,13 +280,13 @@ fn tell(to: &Sender<Heard>, name: &str, answer: Answer) -> Option<()> {
 struct Active {
     name: String,
     lookup: Lookup,
-    /// For each server.
+    /// A socket for each server.
     udp: Vec<Option<UdpSocket>>,
     tcp: Vec<Connection>,
 }
 
 impl Active {
-    /// Sends what is to be sent.
+    /// Sends the messages that are to be sent.
     fn send(&mut self, registry: &Registry, number: usize, now: Duration) {
         loop {
             let outgoing = self.lookup.take_outgoing();
@@ -309,7 +310,7 @@ impl Active {
         }
     }
 
-    /// Takes what has come.
+    /// Reads the messages that have arrived.
     fn receive(&mut self, now: Duration) {
         let mut buffer = [0; 4096];
         for (server, socket) in self.udp.iter_mut().enumerate() {
@@ -340,7 +341,7 @@ impl Active {
     }
 }
 
-/// Sends a message from the socket of a server, which is made if there is none.
+/// Sends a message from the socket for a server, which is created if there is none.
 fn send_datagram(
     registry: &Registry,
     number: usize,
@@ -362,17 +363,17 @@ fn send_datagram(
         }
     };
     match socket.send(message) {
-        // The question is repeated.
+        // The query is repeated later.
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
         other => other.map(|_| ()),
     }
 }
 
-/// A question over TCP.
+/// A query over TCP.
 struct Connection {
     server: usize,
     stream: TcpStream,
-    /// What is still to be written.
+    /// The bytes still to be written.
     unwritten: Vec<u8>,
     read: Vec<u8>,
 }
@@ -397,7 +398,7 @@ impl Connection {
         })
     }
 
-    /// Writes and reads what it can; the answer once it is complete.
+    /// Writes and reads as much as possible. Returns the response once it is complete.
     fn go_on(&mut self) -> io::Result<Option<Vec<u8>>> {
         let waits = |error: &io::Error| {
             matches!(
@@ -433,7 +434,7 @@ impl Connection {
 fn read_settings() -> Settings {
     let read = |path: &str| {
         let mut bytes = Vec::new();
-        // What can't be read is as good as empty.
+        // A file that can't be read is treated as empty.
         if let Ok(file) = File::open(path) {
             let _ = file.take(MAX_FILE).read_to_end(&mut bytes);
         }
@@ -444,8 +445,8 @@ fn read_settings() -> Settings {
     })
 }
 
-/// The index of an interface in `/proc/net/if_inet6`: address, index, prefix length, scope,
-/// flags and name in each line. The ioctl for it is none that the sidecar may call.
+/// Returns the index of an interface in `/proc/net/if_inet6`. Each line has the address, index,
+/// prefix length, scope, flags and name. The sidecar may not use the ioctl for this.
 fn index_of(table: &[u8], name: &str) -> Option<u32> {
     let text = String::from_utf8_lossy(table);
     let mut lines = text.lines().map(|line| line.split_whitespace());
@@ -482,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_name_is_looked_up_again_when_its_ttl_has_passed_and_before_its_addresses_are_lost() {
-        // TTL, refresh time and the wait, in seconds.
+        // The TTL, the refresh time and the wait, in seconds.
         for (ttl, refresh, wait) in [
             (0, 5, 1),
             (3, 5, 3),

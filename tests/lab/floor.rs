@@ -317,7 +317,7 @@ pub fn two_labs_whose_names_run_together_do_not_mix() {
     let second = Session::start(&format!("{name}-a")).unwrap();
     let error = Lab::up(second, &with("b")).expect_err("the same name twice");
     assert!(matches!(error, LabError::NamespaceTaken { .. }), "{error}");
-    // Removing the namespace would break the lab that runs.
+    // Removing the namespace would break the running lab.
     let text = error.to_string();
     assert!(
         text.contains(&format!("belongs to lab '{name}'")) && !text.contains("delete"),

@@ -80,7 +80,7 @@ pub fn frames_made_to_be_refused_take_no_offload_from_their_receiver() {
     let model = three_entities();
     let lab = up(&model);
     let link = &lab.links()[1];
-    // More datagrams than Linux takes at once.
+    // More datagrams than Linux accepts at once.
     let frame = udp4_of(28 + 200 * 100);
     let shape = Shape::segments(&frame, 100, false).unwrap();
     for _ in 0..20 {

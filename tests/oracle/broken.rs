@@ -19,7 +19,7 @@ use crate::disguises::{
 };
 use crate::harness::Maker;
 
-/// Stands for contents of which no two are the same.
+/// Source of contents that are all different.
 static DRAWN: AtomicU64 = AtomicU64::new(0);
 
 /// Every broken engine with the name of what is wrong with it.

@@ -159,7 +159,7 @@ impl Datagrams {
         let begun = self.0.iter_mut().rev().nth(back)?;
         let next = begun.sent;
         let part = match plan.which {
-            // The one that was sent last, once more.
+            // The fragment that was sent last, once more.
             0..=23 if next > 0 => begun.parts[next - 1],
             0..=223 if next < begun.parts.len() => {
                 begun.sent += 1;
@@ -188,7 +188,7 @@ impl FloodPlan {
             more: true,
             dont_fragment: false,
         };
-        // Some are more than one source address has room for.
+        // Some bursts exceed the room of one source address.
         let count = match self.kind {
             0 | 8 | 16 | 24 => self.count * 5,
             _ => self.count,

@@ -16,8 +16,9 @@ pub fn decode(from: InterfaceIx, bytes: &[u8]) -> Result<Packet, String> {
     read(from, bytes, true)
 }
 
-/// Likewise, whatever the checksums say: of an IPv4 header's the packet tells, and at the
-/// others data paths don't look. What should have a transport header and hasn't is headless.
+/// The same, whatever the checksums say: the packet records a wrong IPv4 header checksum, and the
+/// data path doesn't check the others. A packet that should have a transport header but has none
+/// is headless.
 ///
 /// # Errors
 /// If there is no whole IP header that agrees with the length.
@@ -35,7 +36,7 @@ struct Ip {
     offset: usize,
     fragment: Option<Fragment>,
     dont_fragment: bool,
-    /// The checksum of an IPv4 header is wrong.
+    /// True if the checksum of the IPv4 header is wrong.
     damaged: bool,
     /// The chain of headers ends before a transport header.
     cut_short: bool,
@@ -165,7 +166,7 @@ fn ipv6(bytes: &[u8], length: usize) -> Result<Ip, String> {
     Ok(ip)
 }
 
-/// Stands for the bytes of a part of a datagram.
+/// Returns a number that represents the bytes of a part of a datagram.
 fn content(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);

@@ -253,16 +253,16 @@ struct World {
     datagrams: Datagrams,
     /// Places in conversations from which a packet was delivered.
     delivered: Vec<Place>,
-    /// TCP conversations, by number.
+    /// TCP connections, by conversation number.
     connections: BTreeMap<usize, Connection>,
 }
 
-/// The delivered part of a TCP conversation.
+/// The packets of a TCP conversation that were delivered.
 #[derive(Debug, Default)]
 struct Connection {
-    /// A reset was delivered.
+    /// True if a reset was delivered.
     reset: bool,
-    /// A FIN was delivered.
+    /// True if a FIN was delivered.
     half_closed: bool,
     /// The time of the last packet.
     last: Duration,

@@ -44,8 +44,8 @@ pub fn turn_plan() -> impl Strategy<Value = TurnPlan> {
     )
 }
 
-/// What follows a SYN in a connection that one side half closes: the handshake, its FIN,
-/// the acknowledgement of that, and more from the other side.
+/// The packets after a SYN in a connection that one side half-closes: the handshake, a FIN, its
+/// acknowledgement, and more data from the other side.
 pub fn half_close() -> [TurnPlan; 5] {
     [
         (true, 0),
@@ -63,7 +63,7 @@ pub fn half_close() -> [TurnPlan; 5] {
 }
 
 impl TurnPlan {
-    /// True if an attacker sends it, who knows only addresses and ports.
+    /// True if it is sent by an attacker who knows only addresses and ports.
     fn is_forged(&self) -> bool {
         self.number % 16 >= 14 && self.flags % 20 >= 10
     }
@@ -94,7 +94,7 @@ pub fn error_plan() -> impl Strategy<Value = ErrorPlan> {
 pub struct Place {
     talk: usize,
     by_initiator: bool,
-    /// Sent by an attacker who guesses the sequence numbers.
+    /// True if it is sent by an attacker who guesses the sequence numbers.
     forged: bool,
 }
 
@@ -392,7 +392,7 @@ impl History {
         *sequence = own.map_or(5000, |own| own.end);
         *acknowledgement = other.map_or(0, |other| other.end);
         if let Some(fin) = own_fin.filter(|_| set.fin) {
-            // Sent again.
+            // Retransmitted.
             *sequence = fin.end.wrapping_sub(1).wrapping_sub(*data);
         }
         if place.forged {
@@ -420,7 +420,7 @@ impl History {
 const ACK: TcpFlags = flags(false, true, false, false);
 const SYN_ACK: TcpFlags = flags(true, true, false, false);
 const FIN_ACK: TcpFlags = flags(false, true, true, false);
-/// Plans a FIN.
+/// The number for which a FIN is planned.
 const FIN_TURN: u8 = 10;
 
 /// The numbers of a TCP segment.
@@ -545,7 +545,7 @@ fn one_off(speech: Speech) -> Speech {
             destination_port: destination_port ^ 1,
         },
         Speech::Query { kind, id } => Speech::Query { kind, id: id ^ 1 },
-        // Of what is drawn none becomes an IPv6 extension header.
+        // Makes sure that no drawn number is an IPv6 extension header.
         Speech::Other(number) => Speech::Other(number ^ 0x80),
     }
 }

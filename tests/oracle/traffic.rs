@@ -41,7 +41,7 @@ pub enum Step {
     Send(PacketPlan),
     /// Somebody sends a packet, and the two ends go on from there.
     Talk(PacketPlan, Vec<TurnPlan>),
-    /// Somebody opens a connection and ends one side of it; long after, it goes on.
+    /// A connection is opened, one side ends it, and after a long pause it continues.
     HalfClose(PacketPlan, u8),
     /// The conversation of an earlier packet goes on.
     Turn(u8, TurnPlan),
@@ -139,7 +139,7 @@ impl Step {
 }
 
 impl PacketPlan {
-    /// The same, opening a TCP connection if any protocol will do.
+    /// Returns the same plan, but opens a TCP connection if any protocol is allowed.
     fn opening_tcp(self) -> Self {
         Self {
             protocol: 0,
@@ -152,7 +152,7 @@ impl PacketPlan {
     pub fn build(&self, model: &Model) -> Frame {
         let extension = self.extension();
         let mut packet = self.packet(model, extension);
-        // IPv4 has no extension headers, but a checksum.
+        // IPv4 has no extension headers, but a header checksum.
         packet.damaged = packet.source.is_ipv4() && self.extension >= 250;
         let whole = match (packet.source.is_ipv4(), extension) {
             (true, _) => Extension::Absent,
@@ -249,7 +249,7 @@ impl PacketPlan {
             7 => service_addresses(model),
             8..=10 => public_addresses(model),
             11..=13 => addresses_of(model, Interface::is_external),
-            // The sender's own.
+            // The sender's own address.
             14 if self.destination.is_multiple_of(2) => sender
                 .addresses
                 .iter()
@@ -413,7 +413,7 @@ impl PacketPlan {
 /// [`wait`]s for as long as a datagram is remembered.
 const LIFE_OF_A_DATAGRAM: u8 = 4 + 2;
 
-/// [`wait`]s for two minutes; the next numbers for up to six.
+/// The number for which [`wait`] returns two minutes; the numbers after it give up to six.
 const TWO_MINUTES: u8 = 4 * 7 + 2;
 
 /// How long a [`Step::Wait`] lasts: around every timeout there is, a

@@ -106,7 +106,7 @@ impl UnderTest {
             let sent = self.sent_as(from, &bytes)?;
             released.push(self.judgement(&sent, from, &verdict, &bytes)?);
         }
-        // Fragments that made room for this one count with it.
+        // Orphans include fragments that were given up to make room for this one.
         for (at, number) in self.datapath.sweep(now).orphans {
             match orphans.iter_mut().find(|(its, _)| *its == at) {
                 Some((_, sum)) => *sum += number,
@@ -197,7 +197,7 @@ impl UnderTest {
             Ok(_) => decode(from, bytes)?,
             Err(_) => lenient(from, bytes)?,
         };
-        // Translation mends the checksum that a first fragment carries.
+        // Translation updates the checksum that a first fragment carries.
         if let (Some(arrived), Some(sent)) = (&mut packet.fragment, lenient(from, sent)?.fragment) {
             arrived.content = sent.content;
         }

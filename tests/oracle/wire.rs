@@ -154,7 +154,7 @@ pub fn cut(bytes: &[u8], part: Part) -> Vec<u8> {
     fragment
 }
 
-/// Makes the header checksum of an IPv4 packet wrong; IPv6 packets stay as they are.
+/// Corrupts the header checksum of an IPv4 packet; leaves IPv6 packets as they are.
 pub fn damage(bytes: &mut [u8]) {
     if bytes[0] >> 4 == 4 {
         bytes[10] ^= 0x10;

@@ -212,7 +212,7 @@ fn look_up(resolv_conf: &Path, confined: &Barrier) {
     drop_capabilities(&[]).unwrap();
     confined.wait();
 
-    // One name of the resolver's, and one of /etc/hosts.
+    // One name from the resolver, and one from /etc/hosts.
     let names = ["db.example", "localhost"].map(str::to_owned).to_vec();
     let resolver = Resolver::start(PATIENCE, vec![Family::V4], names).unwrap();
     let found: BTreeMap<String, Vec<IpAddr>> = (0..2)

@@ -81,13 +81,13 @@ fn a_lab_ends_with_the_terminal_that_it_was_started_on() {
         return;
     }
     let mut start = Start::new(THREE_TIER);
-    // `script` makes a terminal, which is gone when it is killed.
+    // `script` creates a terminal, which is gone once `script` is killed.
     let through = ["sh", "-c", "exec script -qfc \"exec $*\" /dev/null", "sh"];
     start.through = through.map(String::from).to_vec();
     let mut lab = Lab::start(&start);
     lab.event("enforcing");
     let pid = lab.status()["pid"].as_i64().unwrap();
-    // While the terminal is there, SIGHUP has the files read.
+    // While the terminal exists, SIGHUP reloads the files.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
     lab.event("unchanged");
@@ -347,7 +347,7 @@ fn exec_without_a_command_starts_the_users_shell() {
         return;
     }
     let lab = Lab::up(THREE_TIER);
-    // A "shell" that tells itself apart; then none that is there.
+    // First a "shell" whose output identifies it, then one that doesn't exist.
     let said = succeed(lab.sgwall("exec").arg("web-1").env("SHELL", "/usr/bin/env"));
     assert!(
         said.lines().any(|line| line == "SGWALL_ENTITY=web-1"),
@@ -365,7 +365,7 @@ fn exec_without_a_command_starts_the_users_shell() {
     lab.down();
 }
 
-/// As bash asks for them, with the script that it is given.
+/// Completes as bash does, with the script that `sgwall completions` prints.
 #[test]
 fn completions_know_labs_and_entities() {
     if !namespaces!() {

@@ -1,5 +1,5 @@
-//! Tunnels between entities. What they carry has its segmentation and checksums left to
-//! devices too, and the header that says so speaks of the packets inside.
+//! Tunnels between entities. Segmentation and checksums of the inner packets are also left to
+//! devices, with an offload header that describes the inner packets.
 
 use std::net::{IpAddr, UdpSocket};
 use std::thread;
@@ -34,7 +34,7 @@ const WAYS: [(&str, &str, [[&str; 2]; 2]); 2] = [
     ),
 ];
 
-/// VXLAN, with either IP outside and inside. Other tunnels look the same to a link: see
+/// VXLAN, with IPv4 and IPv6 outside and inside. Other tunnels look the same to a link: see
 /// `src/link/virtio/tests.rs`.
 #[test]
 fn streams_and_datagrams_through_tunnels_arrive_as_they_were_sent() {
@@ -57,7 +57,8 @@ fn streams_and_datagrams_through_tunnels_arrive_as_they_were_sent() {
     }
 }
 
-/// Lays a tunnel between two entities and sends through it, both ways and over both families.
+/// Creates a tunnel between two entities and sends through it, in both directions and over both
+/// IP versions.
 fn through_a_tunnel(lab: &Lab, ends: [&str; 2], outside: [&str; 2], checksums: bool, number: u8) {
     let outside = outside.map(|text| text.parse::<IpAddr>().unwrap());
     let inside = |end: u8| -> [IpAddr; 2] {
@@ -93,7 +94,7 @@ fn through_a_tunnel(lab: &Lab, ends: [&str; 2], outside: [&str; 2], checksums: b
     }
 }
 
-/// Sends datagrams of 1,000 bytes with one call, and the last of them is shorter.
+/// Sends datagrams of 1,000 bytes with one call; the last one is shorter.
 fn datagrams_arrive(lab: &Lab, [from, to]: [&str; 2], address: IpAddr) {
     let sent = payload(1, 20_500);
     let receiver = lab.inside(to, || UdpSocket::bind((address, 9001)).unwrap());

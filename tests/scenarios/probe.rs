@@ -100,7 +100,7 @@ fn a_device_that_is_set_down_and_up_inside_has_its_routes_back() {
     lab.down();
 }
 
-/// Asks the kernel for a change in the namespace of the calling thread.
+/// Sends a netlink request in the namespace of the calling thread.
 fn ask(message: RouteNetlinkMessage) {
     let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
@@ -109,7 +109,7 @@ fn ask(message: RouteNetlinkMessage) {
     request.serialize(&mut bytes);
     let socket = Socket::new(NETLINK_ROUTE).unwrap();
     socket.send(&bytes, 0).unwrap();
-    // The answer comes when it is done.
+    // The kernel answers when the change is done.
     socket.recv_from_full().unwrap();
 }
 

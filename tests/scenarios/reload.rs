@@ -100,7 +100,7 @@ fn sighup_reads_the_files_again() {
     let mut lab = Lab::up(THREE_TIER);
     let before = lab.status()["policy"]["generation"].as_u64().unwrap();
     lab.process.signal(Signal::SIGHUP);
-    // They say what is in force.
+    // The event names the rules in force.
     let event = lab.event("unchanged");
     assert_eq!(event["generation"], before);
     let policy = lab.status()["policy"].clone();
@@ -117,7 +117,7 @@ fn a_file_that_is_written_with_a_pause_is_not_obeyed_half_written() {
     }
     let lab = Lab::up(THREE_TIER);
     let before = lab.status()["policy"]["generation"].clone();
-    // Everything but the last rules is there, and is a valid lab.
+    // The file lacks only the last rules, and is a valid lab.
     let mut writer = fs::File::create(&lab.config).unwrap();
     let half = without_rules(THREE_TIER, &["PostgreSQL from the web"]);
     writer.write_all(half.as_bytes()).unwrap();
@@ -130,8 +130,8 @@ fn a_file_that_is_written_with_a_pause_is_not_obeyed_half_written() {
     lab.down();
 }
 
-/// Runs the program in a mount namespace where the lab file is mounted by itself, from
-/// one beside it whose name ends in `.real`.
+/// Runs the program in a mount namespace in which the lab file is a mount of the file beside it
+/// whose name ends in `.real`.
 const MOUNTED: &str = r#"cp "$3" "$3.real" && mount --bind "$3.real" "$3" && exec "$@""#;
 
 #[test]
@@ -171,7 +171,7 @@ fn a_file_that_is_replaced_under_its_mount_is_told_of() {
         let probe = lab.sgwall("status").arg("--probe").output().unwrap();
         let probe = String::from_utf8_lossy(&probe.stdout).into_owned();
         assert!(probe.contains("mount its folder"), "{probe}");
-        // Who asks is told again, and not that new rules are in force.
+        // An explicit reload reports the obstacle again, and no new rules.
         lab.process.signal(Signal::SIGHUP);
         lab.event("unread");
         lab.event("unchanged");
@@ -179,7 +179,7 @@ fn a_file_that_is_replaced_under_its_mount_is_told_of() {
     }
 }
 
-/// Runs the program in a directory, `$0`, and names the lab file by its name alone.
+/// Runs the program in the directory `$0`, with a relative path to the lab file.
 const RELATIVE: &str =
     r#"cp "$3" "$0" && cd "$0" && p=$1 && shift 3 && exec "$p" run lab.yaml "$@""#;
 

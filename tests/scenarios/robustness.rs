@@ -112,7 +112,7 @@ fn garbage_on_the_control_socket_disturbs_nobody() {
         }
         held.push(stream);
     }
-    // They keep no other client out, and packets don't notice.
+    // They keep no other client out, and packets are not affected.
     assert!(still_forwards(&lab));
     let exec = lab.exec("client", &["true"]).output().unwrap();
     assert!(exec.status.success(), "{exec:?}");
@@ -139,7 +139,7 @@ fn a_log_that_cannot_be_written_disturbs_nobody() {
     lab.event("enforcing");
     let path = lab.state.join(&lab.name).join("control.sock");
     for _ in 0..5 {
-        // The answer finds nobody, which is logged.
+        // The client is gone when the answer comes, which is logged.
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(b"{\"op\":\"status\"}\n").unwrap();
         let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -175,7 +175,7 @@ fn hostile_frames_are_dropped_and_counted_under_their_names() {
             "tiny_fragment",
             ipv4(lb, web_1, 0x2000, 6, &tcp_with_offset(5)[..8]),
         ),
-        // A later one, which waits for its first, until others come at its place.
+        // A later fragment, which waits for its first until others arrive at the same place.
         ("duplicate_fragment", ipv4(lb, web_1, 0x0010, 17, &good)),
         (
             "overlapping_fragment",
@@ -220,7 +220,7 @@ fn hostile_frames_are_dropped_and_counted_under_their_names() {
         ("lb", "unknown_destination"),
         ("web-1", "no_ingress_rule"),
     ] {
-        // The one that waited is lost with those that overlap it.
+        // The waiting fragment is lost with those that overlap it.
         let lost = u64::from(reason == "overlapping_fragment");
         let wanted = drops(&before, at, reason) + sent_as(reason) + lost;
         wait_until(&format!("{wanted} {reason} at {at}"), || {

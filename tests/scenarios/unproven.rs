@@ -161,8 +161,8 @@ fn run_ends_with_3_where_interfaces_cannot_be_proven_unless_told_otherwise() {
     if !namespaces!() {
         return;
     }
-    // The proof's packets open flows. Room for fewer than all interfaces need leaves the
-    // first proven and the last not.
+    // The packets of the proof open flows. The table has too little room for all interfaces, so
+    // the first is proven and the last is not.
     const ENTITIES: usize = 60;
     let text = lab_of(&names_of(ENTITIES));
     let mut start = Start::new(&text);
@@ -221,7 +221,8 @@ fn a_limit_of_open_files_that_is_too_low_is_named_wherever_it_is_met() {
     }
     need("prlimit", "util-linux");
     let text = lab_of(&["a", "b", "c"]);
-    // At 20 the proof meets it; with one more each interface is proven by itself.
+    // At a limit of 20 the proof reaches it; with one more descriptor each interface is proven
+    // separately.
     for limit in (12..=20).step_by(2) {
         let mut start = Start::new(&text);
         start.json = false;
@@ -233,9 +234,9 @@ fn a_limit_of_open_files_that_is_too_low_is_named_wherever_it_is_met() {
     }
 }
 
-/// The proof opens two sockets for each address. There are ten addresses at each interface, and a
-/// limit on open files between what the lab itself needs (some two for each entity) and what
-/// all sockets together would.
+/// The proof opens two sockets for each address. Each interface has ten addresses, and the limit
+/// on open files is between what the lab itself needs (about two for each entity) and what all
+/// sockets together would need.
 #[test]
 fn all_interfaces_are_proven_whatever_the_limit_on_open_files_that_the_lab_came_up_with() {
     if !namespaces!() {

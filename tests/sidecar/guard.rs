@@ -57,7 +57,7 @@ impl Guard {
         Self::begin_with(space, rules, group, more, || {})
     }
 
-    /// The same, after a change to the thread that starts it.
+    /// The same, with a change to the thread that starts it.
     pub fn begin_with(
         space: &Space,
         rules: &str,

@@ -1,4 +1,4 @@
-//! Members by name: what a DNS server says, and when its addresses count.
+//! Members by name: DNS responses, and how long their addresses count.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,10 +23,10 @@ const DB: u8 = 10;
 const WEB: u8 = 20;
 const OTHER: u8 = 30;
 
-/// What the server does when asked for a name; otherwise there is no such name.
+/// The server's behaviour when asked for a name. Names without an entry don't exist.
 #[derive(Debug, Clone)]
 enum Entry {
-    /// Answers with one of the addresses, each in turn, and a TTL in seconds.
+    /// Answers with one of the addresses in turn, and a TTL in seconds.
     Rotates(Vec<IpAddr>, u32),
     /// Answers over TCP only.
     OverTcp(IpAddr),
@@ -45,7 +45,7 @@ struct Server {
 #[derive(Debug, Default)]
 struct Zone {
     entries: BTreeMap<String, Entry>,
-    /// The number of questions for A records of each name.
+    /// The number of queries for A records of each name.
     asked: BTreeMap<String, usize>,
 }
 
@@ -100,7 +100,7 @@ impl Server {
         }
     }
 
-    /// Changes what it does when asked for a name; `None`: there is no such name.
+    /// Changes the behaviour for a name; with `None` the name doesn't exist.
     fn set(&self, name: &str, entry: Option<Entry>) {
         let mut zone = self.zone.lock().unwrap();
         zone.entries.remove(name);
@@ -108,7 +108,7 @@ impl Server {
             .extend(entry.map(|entry| (name.to_owned(), entry)));
     }
 
-    /// The number of times that a name was asked for.
+    /// Returns the number of queries for a name.
     fn asked(&self, name: &str) -> usize {
         self.zone
             .lock()
@@ -165,8 +165,8 @@ impl Zone {
     }
 }
 
-/// A network with a workload that answers at port 7 whoever is in the group `web`, and may
-/// ask the gateway for names.
+/// A network with a workload that answers members of the group `web` on port 7, and that may
+/// query the gateway for names.
 struct Scene {
     _network: Network,
     db: Space,
@@ -199,7 +199,7 @@ impl Scene {
         }
     }
 
-    /// A sidecar in front of the workload.
+    /// Starts a sidecar in front of the workload.
     fn guard(&self, members: &str, more: &[&str]) -> Guard {
         let rules = format!(
             "security_groups:
@@ -223,8 +223,7 @@ impl Scene {
     }
 }
 
-/// Puts the files of a folder in the place of those in `/etc`, for the calling thread and
-/// what it starts.
+/// Mounts the files of a directory over those in `/etc`, for the calling thread and its children.
 fn mount_over_etc(folder: &Path) {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none: Option<&str> = None;
@@ -240,7 +239,7 @@ pub fn a_name_is_whom_dns_and_hosts_say_and_nobody_once_it_is_gone() {
         "search x.test\noptions ndots:1",
         &format!("{} local\n", address(OTHER)),
     );
-    // A lookup each hour: what is not there yet is looked up again at once nevertheless.
+    // The refresh time is an hour, but a name that is not found is looked up again at once.
     let guard = scene.guard("web, local", &["--refresh", "3600"]);
     let event = guard.event("resolved");
     assert_eq!(event["name"], "local", "{event}");
@@ -293,7 +292,7 @@ pub fn addresses_of_rotating_answers_stay_members() {
         scene.server.asked("web") > asked + 4
     });
     assert_eq!(changes(), before, "{}", guard.process.stdout.text());
-    // Each time by a new flow.
+    // A new flow each time.
     assert!(scene.passes(&scene.web) && scene.passes(&scene.other));
 }
 
@@ -311,7 +310,7 @@ pub fn a_silent_resolver_makes_members_of_nobody_however_many_names_there_are() 
     all(&Entry::Silent);
     let silent = Instant::now();
     wait_until("nobody is a member any more", || !scene.passes(&scene.web));
-    // Nor before its time: a resolver may fail for a moment.
+    // And not before its time: a resolver may fail for a moment.
     assert!(
         silent.elapsed() > Duration::from_secs(5),
         "{}",

@@ -71,16 +71,16 @@ pub fn make_pair(name: &str, bridge: u32, other: &str, space: BorrowedFd<'_>) {
 pub struct Vxlan<'a> {
     pub name: &'a str,
     pub id: u32,
-    /// The device whose packets carry it.
+    /// The device that carries the tunnel's packets.
     pub device: &'a str,
     pub local: IpAddr,
     pub remote: IpAddr,
     pub port: u16,
-    /// Whether those packets have UDP checksums.
+    /// True if those packets have UDP checksums.
     pub checksums: bool,
 }
 
-/// Makes the end of a tunnel, with the MTU that its device leaves.
+/// Creates the end of a tunnel, with the MTU that its device allows.
 pub fn make_vxlan(end: &Vxlan<'_>) {
     let mut data = vec![
         InfoVxlan::Id(end.id),

@@ -50,7 +50,7 @@ pub fn only_whom_the_rules_name_reaches_the_workload_and_status_says_why() {
         assert!(says(&mut connect(&web, to).unwrap(), b"select 42"));
         assert!(is_ignored(&stranger, to));
     }
-    // The network's host tells of the multicast groups that it is in, whenever it likes.
+    // The network's host announces its multicast groups at any time.
     let mut drops = std::iter::repeat_with(|| at_db.event("drop"));
     let drop = drops.find(|drop| drop["reason"] != "not_unicast").unwrap();
     assert_eq!(drop["reason"], "no_ingress_rule", "{drop}");
@@ -136,7 +136,8 @@ pub fn what_is_sent_arrives_as_it_was() {
     send_and_compare(&web, BYTES / 8, [address(DB), address6(DB)]);
 }
 
-/// A tunnel's end in the workload's namespace. What comes by the bridge is still in super-packets,
+/// A tunnel's end in the workload's namespace. Packets from the bridge are still super-packets,
+/// because the device that would split them comes last.
 /// for the device that would take the tunnel's packets apart is the last one of all.
 pub fn what_is_sent_through_a_tunnel_arrives_as_it_was() {
     let network = Network::new();

@@ -235,11 +235,11 @@ struct Names {
     ids: HashMap<String, Arc<str>>,
     /// Entities with several interfaces, and what those are called.
     several: HashMap<String, Vec<String>>,
-    /// A name of each interface, in the order of the lab file.
+    /// The name of each interface, in the order of the lab file.
     labels: Vec<String>,
 }
 
-/// Most interfaces that one error names.
+/// Maximum number of interfaces that one error names.
 const MOST_NAMED: usize = 20;
 
 impl Names {
@@ -273,7 +273,7 @@ impl Names {
         }
     }
 
-    /// What may be written, as far as one line of help can name it.
+    /// Returns the valid names, as many as fit in one line of help.
     fn list(&self) -> String {
         let (named, rest) = self.labels.split_at(self.labels.len().min(MOST_NAMED));
         let more = match rest.len() {

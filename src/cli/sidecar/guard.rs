@@ -56,7 +56,7 @@ pub(super) struct Guard<'a> {
     rules: LoadedRules,
     names: Arc<SharedNames>,
     resolver: Resolver,
-    /// Whether what is known of names is not in force yet.
+    /// True if the latest answers for names are not in force yet.
     is_behind: bool,
 }
 
@@ -178,7 +178,7 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// Takes in what names have turned out to be, and what counts no more.
+    /// Applies new answers for names, and removes expired addresses.
     fn learn(&mut self) {
         let mut changes = Vec::new();
         let mut names = self.names.lock();
@@ -224,7 +224,7 @@ impl<'a> Guard<'a> {
         };
         match self.standing.appliance.replace(model) {
             Ok(_) => self.is_behind = false,
-            // It is tried again, and said once.
+            // Retried later, but reported only once.
             Err(error) if !was_behind => self.not_replaced(&error),
             Err(_) => {}
         }
@@ -259,7 +259,7 @@ impl<'a> Guard<'a> {
     }
 }
 
-/// The kinds of addresses by which an interface reaches others; both if it has none.
+/// Returns the address families of the guarded interfaces; both if they have none.
 fn families(guarded: &[Guarded]) -> Vec<Family> {
     let addresses = || guarded.iter().flat_map(|it| &it.addresses);
     let of_link = Ipv6Addr::is_unicast_link_local;

@@ -28,7 +28,7 @@ struct Probed {
     interfaces: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     proven: Option<usize>,
-    /// Why a file that has changed is not read: the rules in force are older.
+    /// The reason why a changed file is not read, so that older rules are in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     unread: Option<String>,
     /// What speaks against it.

@@ -34,7 +34,7 @@ fn part(offset: u16, length: u16, more: bool) -> Fragment {
     }
 }
 
-/// Likewise of an IPv6 datagram, whose identification isn't used twice.
+/// The same for an IPv6 datagram. IPv6 identifications are not used twice.
 fn key_v6() -> DatagramKey {
     DatagramKey {
         source: [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
@@ -47,7 +47,7 @@ fn refused(reason: DropReason, lost: u16) -> Later<u32, DropReason> {
     Later::Drop(Refused { reason, lost })
 }
 
-/// A first fragment with that payload comes at that time, and this becomes of it.
+/// Handles a first fragment with that payload at that time, and gives it this outcome.
 fn judged(
     table: &Table,
     key: DatagramKey,
@@ -96,7 +96,7 @@ fn the_fate_of_a_dropped_first_is_shared() {
         let follows = table.later(key, part(offset, 16, true), b"", START);
         assert_eq!(follows, Later::Follow(fate));
     }
-    // Sent again it is judged again.
+    // Sent again, it is judged again.
     assert_eq!(judged(&table, key, &[0; 16], Ok(5), START), Ok(false));
     let follows = table.later(key, part(16, 16, true), b"", START);
     assert_eq!(follows, Later::Follow(Ok(5)));
@@ -118,7 +118,7 @@ fn an_exact_duplicate_changes_nothing() {
         assert_eq!(at(16, true), Later::Follow(Ok(FORWARDED)));
         assert!(table.is_empty());
     }
-    // Other bytes at the same place are no duplicate.
+    // Other bytes at the same place are not a duplicate.
     let table = Table::new();
     first(&table, key_of(0, 1), 16);
     let at = |byte| table.later(key_of(0, 1), part(16, 16, true), &[byte; 36], START);
@@ -135,13 +135,13 @@ fn a_first_fragment_with_other_bytes_begins_a_new_datagram_over_ipv4() {
     assert_eq!(middle(&table), Later::Follow(Ok(FORWARDED)));
     assert_eq!(judged(&table, key, &[1; 16], Ok(5), START), Ok(false));
     assert_eq!(middle(&table), Later::Follow(Ok(5)), "nothing seen yet");
-    // Of one that is dropped nothing passes, whatever passed before.
+    // Nothing passes of a datagram that is dropped, whatever passed before it.
     let fate = Err(DropReason::NoEgressRule);
     assert_eq!(judged(&table, key, &[2; 16], fate, START), Ok(false));
     assert_eq!(middle(&table), Later::Follow(fate));
     assert_eq!(table.len(), 1);
 
-    // The id of a broken datagram may be used again, not so the datagram itself.
+    // A broken datagram's ID may be used again, but the datagram itself stays broken.
     let table = Table::new();
     first(&table, key, 16);
     table.later(key, part(16, 16, true), b"", START);
@@ -151,7 +151,7 @@ fn a_first_fragment_with_other_bytes_begins_a_new_datagram_over_ipv4() {
     assert_eq!(judged(&table, key, &[1; 16], Ok(5), START), Ok(false));
     assert_eq!(middle(&table), Later::Follow(Ok(5)));
 
-    // IPv6 has ids enough.
+    // IPv6 has enough IDs.
     let table = Table::new();
     first(&table, key_v6(), 16);
     let other = judged(&table, key_v6(), &[1; 16], Ok(5), START);
@@ -397,7 +397,7 @@ fn those_whose_first_came_are_no_orphans() {
     assert_eq!(released(&table, 0).len(), 1, "and are still released");
 }
 
-/// A key of the same interface with another source address.
+/// Returns a key of the same interface with another source address.
 fn key_from(source: u16, id: u32) -> DatagramKey {
     let [high, low] = source.to_be_bytes();
     DatagramKey {
@@ -424,7 +424,7 @@ fn the_oldest_unfinished_datagram_of_a_source_makes_room_for_its_newest() {
     assert!(follows(&table, key_from(0, 2)));
     assert!(follows(&table, key_from(0, share + 1)));
     assert!(follows(&table, key_from(1, 0)), "another source's");
-    // One that is complete leaves its place.
+    // A complete datagram frees its place.
     table.later(key_from(0, 3), part(8, 8, false), b"", START);
     first(&table, key_from(0, share + 2), 8);
     assert!(follows(&table, key_from(0, 4)));
@@ -448,7 +448,7 @@ fn an_interface_is_bounded_whatever_addresses_it_sends_from() {
     assert!(follows(&table, key_of(1, 0)), "another interface's");
 }
 
-/// What no rule admits takes no room from what one does.
+/// A datagram that no rule admits takes no room from one that a rule admits.
 #[test]
 fn refused_first_fragments_take_no_room_of_those_that_passed() {
     let table = Table::new();
@@ -460,7 +460,7 @@ fn refused_first_fragments_take_no_room_of_those_that_passed() {
     }
     assert_eq!(table.len(), 1 + MAX_WAITING_BYTES / OVERHEAD);
     assert!(follows(&table, key_from(0, 0)));
-    // Nothing is known of the oldest any more: what comes of it waits, and never passes.
+    // The oldest is forgotten: further fragments of it wait and never pass.
     let held = table.later(key_from(0, 1), part(8, 8, true), b"", START);
     assert_eq!(held, Later::Hold);
 }
@@ -501,7 +501,7 @@ fn the_oldest_that_wait_make_room_for_the_newest() {
     assert!(first(&table, key_from(1, 0), 8), "another source's");
     assert_eq!(hold(key_from(0, 5)), Later::Hold);
     assert_eq!(orphans(), [], "the place of one whose first came");
-    // One datagram can't have more than the share.
+    // A single datagram can't exceed the share.
     let long = |offset| table.later(key_from(0, 5), part(offset, 8, true), &frame, START);
     for offset in [16, 24, 32] {
         assert_eq!(long(offset), Later::Hold);
@@ -509,7 +509,7 @@ fn the_oldest_that_wait_make_room_for_the_newest() {
     assert_eq!(orphans(), [(eni(0), 3)]);
     assert_eq!(long(40), refused(FULL, 0));
 
-    // All sources of an interface together have room for four times as much.
+    // All sources of an interface together have four times as much room.
     for source in 2..20 {
         assert_eq!(hold(key_from(source, 0)), Later::Hold);
     }
@@ -577,7 +577,7 @@ struct Plain {
 }
 
 impl Plain {
-    /// Why `part` may not be added; or else adds it.
+    /// Adds `part`, or returns the reason why it can't be added.
     fn take(&mut self, part: Fragment) -> Result<(), DropReason> {
         let stop = part.offset + part.length;
         let overlaps = (part.offset..stop).any(|byte| self.seen.contains(&byte));
@@ -616,7 +616,7 @@ fn parts() -> impl Strategy<Value = Vec<(usize, u32, Fragment)>> {
     proptest::collection::vec(part, 1..60)
 }
 
-/// The same for the same part.
+/// Returns the same bytes for the same part.
 fn bytes_of(part: Fragment) -> Vec<u8> {
     [part.offset.to_be_bytes(), part.length.to_be_bytes()].concat()
 }

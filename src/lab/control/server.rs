@@ -22,7 +22,7 @@ use crate::lab::{LabError, Session};
 
 /// Longest request line.
 const MAX_REQUEST: usize = 64 << 10;
-/// Most connections at a time; a new one replaces the oldest idle one.
+/// Maximum number of connections; a new one replaces the oldest idle one.
 const MAX_CONNECTIONS: usize = 32;
 /// How long ending waits for connections to notice.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -41,8 +41,8 @@ pub struct Serving {
     connections: Arc<Connections>,
 }
 
-/// Who is connected, in the order of their coming, so that ending can hang up on
-/// them, and a new client can replace an idle one.
+/// The open connections, oldest first, so that shutdown can close them and a new client can
+/// replace an idle one.
 #[derive(Debug, Default)]
 struct Connections {
     open: Mutex<BTreeMap<u64, Connection>>,
@@ -52,7 +52,7 @@ struct Connections {
 #[derive(Debug)]
 struct Connection {
     stream: UnixStream,
-    /// A request is being answered.
+    /// True while a request is being answered.
     busy: bool,
 }
 
@@ -134,8 +134,8 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a connection. Of as many as there may be, the oldest that has no
-    /// request under way is hung up on; `false` if each has one.
+    /// Adds a connection. At the maximum, closes the oldest connection without a request in
+    /// progress, and returns `false` if there is none.
     fn admit(&self, number: u64, stream: UnixStream) -> bool {
         let mut open = self.lock();
         if open.len() >= MAX_CONNECTIONS {
@@ -154,8 +154,8 @@ impl Connections {
 }
 
 impl Entry {
-    /// Notes whether a request is being answered. `false` if the connection has
-    /// been hung up on meanwhile.
+    /// Records whether a request is being answered. Returns `false` if the connection has been
+    /// closed meanwhile.
     fn set_busy(&self, busy: bool) -> bool {
         let mut open = self.connections.lock();
         let connection = open.get_mut(&self.number);

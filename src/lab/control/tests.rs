@@ -132,7 +132,7 @@ fn one_request_more_than_can_be_answered_at_a_time_is_refused_with_the_reason() 
     let busy: Vec<UnixStream> = (0..32)
         .map(|_| {
             let stream = UnixStream::connect(setup.running.control_path()).unwrap();
-            // Nobody reads the long answer, so it stays under way.
+            // Nobody reads the long answer, so it stays in progress.
             (&stream).write_all(b"{\"op\":\"fd\"}\n").unwrap();
             (&stream).read_exact(&mut [0; 9]).unwrap();
             stream

@@ -44,7 +44,7 @@ fn shaped() -> Vec<(Vec<u8>, Shape)> {
                 let frame = frame(v6, transport, payload);
                 all.push((frame.clone(), Shape::Whole));
                 all.push((frame.clone(), Shape::partial(&frame).unwrap()));
-                // The smallest that a kernel makes, and the most.
+                // The smallest segments that a kernel makes, and the largest number of them.
                 let least = if transport == TCP { 48 } else { 469 };
                 for size in [least, 1400, 8949] {
                     for ecn in [false, transport == TCP] {
@@ -233,7 +233,7 @@ fn segments_that_no_kernel_makes_so_small_or_so_many_are_refused() {
     };
     for v6 in [false, true] {
         let ip = if v6 { 40 } else { 20 };
-        // 48 bytes of options and payload; of timestamps, some 1,800 packets.
+        // 48 bytes of options and payload. With timestamps, this gives some 1,800 packets.
         for (options, least) in [(0, 48), (12, 36), (40, 8)] {
             let payload = 60_000.min(2048 * usize::from(least));
             let mut tcp = frame(v6, TCP, payload + options);
@@ -251,8 +251,8 @@ fn segments_that_no_kernel_makes_so_small_or_so_many_are_refused() {
     }
 }
 
-/// A packet that carries `inner` by some protocol, and whose it is: VXLAN with its checksum and
-/// without, GRE with and without one, IPv4 or IPv6 right behind the header.
+/// Packets that carry `inner` through each kind of tunnel: VXLAN and GRE with and without a
+/// checksum, and IPv4 or IPv6 directly after the IP header. Each has its name.
 fn carriers(inner: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let inside_v6 = is_v6(inner);
     let number = if inside_v6 { 41 } else { 4 };
@@ -284,8 +284,9 @@ fn carriers(inner: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     all
 }
 
-/// `whole` with what a kernel leaves in the field of the packet inside: the sum of its
-/// pseudo header. Where its transport starts, and the field in there.
+/// Returns `whole` with the partial checksum that a kernel leaves in the inner packet (the sum of
+/// its pseudo header), the position of its transport header, and the position of the checksum in
+/// it.
 fn left(whole: &[u8], inner: &[u8], transport: Transport) -> (Vec<u8>, u16, u16) {
     let (ip, addresses) = if is_v6(inner) {
         (40, 8..40)
@@ -353,7 +354,8 @@ fn what_is_left_inside_a_tunnel_never_reaches_the_headers_that_rules_look_at() {
         refused(segments(5, 400, start, 6), &whole);
         refused(segments(5, 0, start, 6), &whole);
     }
-    // In TCP and ICMP nothing is carried that a kernel would segment, and SCTP's is no sum.
+    // TCP and ICMP carry nothing that a kernel would segment, and the SCTP checksum is not an
+    // Internet checksum.
     let [a, b]: [IpAddr; 2] = ["fd00::1", "fd00::2"].map(|text| text.parse().unwrap());
     let tcp = build(a, b, protocol::TCP, TCP, &inner).unwrap();
     refused(header(1, 5, 100, 14 + 40 + 20 + 20, 6), &tcp);
@@ -401,7 +403,7 @@ fn super_packets_inside_a_tunnel_are_the_tunnel_s_packets() {
     }
 }
 
-/// A packet's lengths are its own, and the checksums that it has are right.
+/// Checks that a packet's lengths and checksums are correct.
 fn is_sound(name: &str, packet: &[u8]) {
     let read = crate::packet::parse(packet).expect(name);
     assert_eq!(read.length, packet.len(), "{name}");

@@ -41,7 +41,7 @@ fn every_cut_of_a_packet_is_malformed() {
     }
 }
 
-/// RFC 1812 §5.2.2, with options and without, of whole packets and of fragments.
+/// RFC 1812 §5.2.2, with and without options, for whole packets and for fragments.
 #[test]
 fn a_damaged_ipv4_header_is_malformed() {
     let plain = udp_v4(b"payload");
@@ -59,7 +59,7 @@ fn a_damaged_ipv4_header_is_malformed() {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(parse(&damaged), Err(ParseError::Malformed), "bit {bit}");
         }
-        // Neither what the header carries nor what follows the packet is looked at.
+        // Neither the payload nor bytes after the packet are checked.
         let mut other = frame.clone();
         *other.last_mut().unwrap() ^= 1;
         other.push(0xff);

@@ -8,9 +8,9 @@ use super::groups::Seen;
 use super::packet::{Payload, Quoted, Speech, TcpFlags};
 use crate::model::{Direction, EntityIx, InterfaceIx, Model};
 
-/// A TCP connection that isn't established yet, or that both sides have ended,
-/// idles out after this, and one that was reset goes after it unless both sides are
-/// heard. AWS documents no value (§14, 1); a minute is what stateful firewalls
+/// Idle timeout of a TCP connection that isn't established yet or that both sides have ended, and
+/// the time after a reset within which both sides must send a packet. AWS documents no value
+/// (§14, 1); a minute is what stateful firewalls
 /// commonly give a half-open connection.
 const TCP_TRANSIENT: Duration = Duration::from_secs(60);
 /// How long a closed TCP connection is remembered. Chosen.
@@ -189,7 +189,7 @@ enum Progress {
 struct Side {
     /// The sequence number after its last SYN or FIN.
     end: u32,
-    /// A FIN was seen. Until the other side acknowledges it, it may be forged.
+    /// True if a FIN was seen. Until the other side acknowledges it, it may be forged.
     finished: bool,
     /// The other side has acknowledged its FIN: exactly, as nothing follows it.
     acknowledged: bool,
@@ -201,12 +201,12 @@ struct Side {
 enum TcpState {
     SynSent,
     SynReceived,
-    /// Half closed too (RFC 5382 REQ-5).
+    /// Includes half-closed connections (RFC 5382 REQ-5).
     Established,
     /// Met in its middle; the other side has not been heard yet.
     PickedUp,
-    /// Reset by a segment that may be forged, and which sides have sent a packet
-    /// since (RFC 6146 §3.5.2.2).
+    /// Reset by a segment that may be forged, with the sides that have sent a packet since (RFC
+    /// 6146 §3.5.2.2).
     Reset {
         initiator: bool,
         responder: bool,
@@ -332,7 +332,7 @@ impl Flow {
             }
             Progress::Query | Progress::Other => {}
         }
-        // Packets of one side don't extend the minute after a reset.
+        // Packets of one side don't extend the 60 s after a reset.
         if !(was_reset && self.is_reset()) {
             self.last_seen = now;
         }
@@ -352,7 +352,7 @@ fn first_state(flags: TcpFlags) -> TcpState {
     }
 }
 
-/// Just reset.
+/// The state directly after a reset.
 const RESET: TcpState = TcpState::Reset {
     initiator: false,
     responder: false,
@@ -378,7 +378,7 @@ fn next_state(
     let end = end_of(payload);
     let acknowledges_end = flags.ack && acknowledgement == listener.end;
     if flags.rst {
-        // An attacker can't guess the end of the refused SYN, or of a side's FIN.
+        // An attacker can't guess the end of the refused SYN or of a side's FIN.
         let refuses_syn = state == TcpState::SynSent && !from_initiator;
         let knows = (refuses_syn || listener.finished) && acknowledges_end
             || speaker.acknowledged && end == speaker.end;
@@ -450,8 +450,8 @@ fn end_of(payload: Payload) -> u32 {
     }
 }
 
-/// Whether one sequence number lies after another: less than half of the numbers
-/// there are (RFC 9293 §3.4).
+/// Returns true if one sequence number comes after another: by less than half of the number space
+/// (RFC 9293 §3.4).
 fn is_past(number: u32, other: u32) -> bool {
     (1..1 << 31).contains(&number.wrapping_sub(other))
 }

@@ -11,24 +11,25 @@ use super::{Judgement, Oracle, Outcome, Refusal};
 use crate::model::InterfaceIx;
 use crate::policy::DropReason;
 
-/// How long an unfinished datagram is remembered, from its first fragment's judgement on,
-/// and before that how long fragments wait for the first.
+/// How long an unfinished datagram is remembered after its first fragment was judged, and how
+/// long fragments wait for the first.
 const LIFE: Duration = Duration::from_secs(5);
-/// Unfinished datagrams of one source address whose first fragment passed, for each
-/// sending interface.
+/// Maximum number of unfinished datagrams of one source address whose first fragment passed, for
+/// each sending interface.
 const DATAGRAMS_OF_ONE_SOURCE: usize = 1024;
-/// Likewise of all source addresses together.
+/// The same for all source addresses together.
 const DATAGRAMS: usize = 8192;
 /// Fragments of one datagram that wait for its first.
 const WAITING: usize = 64;
-/// Bytes of fragments of one source address that wait, for each sending interface.
+/// Maximum number of bytes of waiting fragments of one source address, for each sending
+/// interface.
 const WAITING_BYTES_OF_ONE_SOURCE: usize = 256 * 1024;
-/// Likewise of all source addresses together.
+/// The same for all source addresses together.
 const WAITING_BYTES: usize = 1024 * 1024;
-/// Bytes for which each of them counts beside its own, and for which a datagram counts that
-/// was refused or broken.
+/// Bytes added to the size of each waiting fragment, and counted for each refused or broken
+/// datagram.
 const OVERHEAD: usize = 256;
-/// Fragments of one datagram.
+/// Maximum number of fragments of one datagram.
 const PARTS: usize = 128;
 /// Longest datagram without its header.
 const LONGEST: u32 = 65_535;
@@ -58,22 +59,22 @@ struct Name {
 pub(super) struct Datagram {
     name: Name,
     born: Duration,
-    /// The fragments seen, in the order of arrival.
+    /// The fragments seen so far, in order of arrival.
     seen: Vec<Fragment>,
     standing: Standing,
 }
 
 #[derive(Debug, Clone)]
 enum Standing {
-    /// The first fragment hasn't come; these wait for it, in the order of arrival.
+    /// The first fragment hasn't come; these wait for it, in order of arrival.
     Early(Vec<Packet>),
     /// The first fragment passed.
     Passed(Path),
     /// The first fragment was dropped.
     Refused(Refusal),
-    /// Fragments overlapped; of one whose first fragment had passed.
+    /// Fragments overlapped after the first fragment had passed.
     BrokenLate,
-    /// Likewise, before the first fragment came.
+    /// Fragments overlapped before the first fragment came.
     BrokenEarly,
 }
 
@@ -116,7 +117,7 @@ impl Oracle {
             }
         }
 
-        // 2. Whether it fits to what was seen of its datagram.
+        // 2. The fragment must fit what was seen of its datagram.
         if let Some(position) = known
             && let Err(reason) = self.datagrams[position].fits(fragment)
         {
@@ -134,8 +135,8 @@ impl Oracle {
         }
     }
 
-    /// The first fragment walks the whole road, as a packet does, and those that waited for
-    /// it follow in the order they came. The datagram at `known` can be but one that waits.
+    /// Judges the first fragment like a whole packet. Fragments that waited for it follow in
+    /// order of arrival. The datagram at `known`, if any, is one that waits.
     fn judge_first(
         &mut self,
         packet: &Packet,
@@ -165,14 +166,14 @@ impl Oracle {
             }
         }
         datagram.seen.push(fragment);
-        // A datagram that is complete is forgotten, and its id is free.
+        // A complete datagram is forgotten, and its ID can be used again.
         if !datagram.is_complete() {
             self.make_room(&datagram, datagram.weight(), outcome);
             self.datagrams.push(datagram);
         }
     }
 
-    /// A later fragment follows the first, or waits for it.
+    /// Lets a later fragment follow the first, or wait for it.
     fn judge_later(
         &mut self,
         packet: &Packet,
@@ -210,7 +211,7 @@ impl Oracle {
             Standing::Early(waiting) => {
                 let many = waiting.len() >= WAITING;
                 if many || datagram.weight() + weight > WAITING_BYTES_OF_ONE_SOURCE {
-                    // What finds no room leaves no trace.
+                    // A fragment without room leaves no trace.
                     let reason = DropReason::FragmentTableFull;
                     return Judgement::Dropped { reason, at };
                 }
@@ -226,9 +227,9 @@ impl Oracle {
         }
     }
 
-    /// Gives up the oldest unfinished datagrams of the same source address, or else of the
-    /// same interface, until there is room for `weight` more of `of`, which itself stays.
-    /// Those whose first fragment passed have a room of their own.
+    /// Gives up the oldest unfinished datagrams of the same source address, or else of the same
+    /// interface, until there is room for `weight` more of `of`, which itself stays. Datagrams
+    /// whose first fragment passed have a separate limit.
     fn make_room(&mut self, of: &Datagram, weight: usize, outcome: &mut Outcome) {
         let (most_of_source, most) = if of.is_late() {
             (DATAGRAMS_OF_ONE_SOURCE, DATAGRAMS)
@@ -239,7 +240,7 @@ impl Oracle {
             let same_room =
                 |its: &&Datagram| its.name.from == of.name.from && its.is_late() == of.is_late();
             let same_source = |its: &&Datagram| its.name.source == of.name.source;
-            // What is just being added to has its new fragment already, which is the weight.
+            // `of` already contains its new fragment, which `weight` counts.
             let taken = |of_one: bool| -> usize {
                 let all = self.datagrams.iter().filter(same_room);
                 let all = all.filter(|its| !of_one || same_source(its));
@@ -281,7 +282,7 @@ impl Oracle {
     }
 }
 
-/// Counts fragments that waited in vain; the list stays in order.
+/// Counts fragments that waited in vain. The list stays in order.
 fn add_orphans(orphans: &mut Vec<(InterfaceIx, u64)>, from: InterfaceIx, waiting: usize) {
     let number = waiting as u64;
     match orphans.iter_mut().find(|(at, _)| *at == from) {
@@ -292,13 +293,13 @@ fn add_orphans(orphans: &mut Vec<(InterfaceIx, u64)>, from: InterfaceIx, waiting
 }
 
 impl Datagram {
-    /// Whether it is in the room of those whose first fragment passed.
+    /// Returns true if its first fragment passed.
     fn is_late(&self) -> bool {
         matches!(self.standing, Standing::Passed(_) | Standing::BrokenLate)
     }
 
-    /// How much it takes of its room: of that for those whose first fragment passed one
-    /// place, and of the other bytes.
+    /// Returns what it counts towards its limit: one if its first fragment passed, and bytes
+    /// otherwise.
     fn weight(&self) -> usize {
         match &self.standing {
             Standing::Passed(_) | Standing::BrokenLate => 1,
@@ -307,10 +308,10 @@ impl Datagram {
         }
     }
 
-    /// Whether the fragment may be one more of the datagram.
+    /// Returns an error unless the fragment may be added to the datagram.
     fn fits(&self, fragment: Fragment) -> Result<(), DropReason> {
         match self.standing {
-            // RFC 5722 §4: the whole datagram is worthless, what comes later too.
+            // RFC 5722 §4: the whole datagram is dropped, including later fragments.
             Standing::BrokenLate | Standing::BrokenEarly => {
                 return Err(DropReason::OverlappingFragment);
             }
@@ -318,12 +319,11 @@ impl Datagram {
             Standing::Refused(_) => return Ok(()),
             Standing::Early(_) | Standing::Passed(_) => {}
         }
-        // RFC 8200 §4.5: an exact duplicate says nothing new.
+        // RFC 8200 §4.5: an exact duplicate is ignored.
         if self.seen.contains(&fragment) {
             return Err(DropReason::DuplicateFragment);
         }
-        // It covers bytes that none has covered, within what the last one says the length
-        // is.
+        // It must cover only new bytes, within the length that the last fragment gives.
         let (from, to) = (fragment.offset, fragment.end());
         let overlaps = self
             .seen
@@ -341,7 +341,7 @@ impl Datagram {
         Ok(())
     }
 
-    /// Makes the datagram worthless; gives the number of fragments that waited.
+    /// Drops the whole datagram. Returns the number of fragments that waited.
     fn break_up(&mut self) -> usize {
         let (standing, lost) = match &self.standing {
             Standing::Early(waiting) => (Standing::BrokenEarly, waiting.len()),

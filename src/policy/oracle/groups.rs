@@ -25,8 +25,8 @@ pub(super) struct Seen {
     /// What a middlebox forwards under another's address has lost that one's
     /// groups (§2, middlebox routing).
     pub(super) source_is_own: bool,
-    /// Whether the packet comes in by the same flow of the same interface by which it
-    /// went out: nothing tells it from its own answer.
+    /// True if the packet comes in by the same flow of the same interface by which it went out,
+    /// so that it can't be told apart from its own reply.
     pub(super) meets_own_flow: bool,
 }
 
@@ -51,7 +51,7 @@ impl Seen {
 }
 
 impl Oracle {
-    /// Whether the groups of interface `at` let the packet from `sender` pass, and why.
+    /// Decides if the groups of interface `at` admit the packet from `sender`, and why.
     /// Remembers the flow that it opens, or how far its flow has come.
     pub(super) fn admit(
         &mut self,
@@ -61,8 +61,8 @@ impl Oracle {
         seen: Seen,
         now: Duration,
     ) -> Result<Admission, DropReason> {
-        // A packet is no answer to itself (AWS is silent): no flow lets it in, and it opens
-        // none. The rules are asked for each.
+        // A packet is not a reply to itself (AWS doesn't say): no flow lets it in, and it opens
+        // none. The rules judge each packet.
         let identity = if seen.meets_own_flow {
             None
         } else {
@@ -75,8 +75,8 @@ impl Oracle {
         if let Some(position) = known
             && self.flows[position].tracked
         {
-            // A connection that was reset may have ended. The rules judge the start of
-            // the next one, which replaces it if they admit it.
+            // A connection that was reset may have ended. The rules judge the start of the next
+            // one, which replaces it if they admit it.
             let begins_next = self.flows[position].is_reset() && seen.payload.starts_connection();
             if !self.flows[position].is_closed() && !begins_next {
                 self.flows[position].continue_with(seen.payload, direction, now);
@@ -127,14 +127,13 @@ impl Oracle {
         Ok(admission)
     }
 
-    /// Keeps a new flow, in the place of the untracked or closed one at `old` if there
-    /// is such a one. Without room the packet is dropped, and live flows stay. That goes
-    /// for untracked flows too, for which AWS needs no room: an answer in one that is
-    /// not remembered would open another from the wrong side.
+    /// Records a new flow, in place of the untracked or closed one at `old`, if any. Without room
+    /// the packet is dropped, and existing flows stay. This also applies to untracked flows, for
+    /// which AWS needs no room: if such a flow were not recorded, its reply would open another
+    /// flow in the opposite direction.
     ///
-    /// The table is shared among those who send: an entity may have begun no more
-    /// flows than there are places left. (AWS has an allowance for each instance, of
-    /// unpublished size, §3.6.)
+    /// The table is shared among senders: an entity may have begun no more flows than there are
+    /// places left. (AWS has an allowance for each instance, of unpublished size, §3.6.)
     fn remember(&mut self, flow: Flow, old: Option<usize>) -> Result<(), DropReason> {
         let entity = self.model.interfaces[flow.identity.interface.ix()].entity;
         let allowance = self.model.entities[entity.ix()].max_flows;

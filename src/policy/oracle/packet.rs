@@ -71,7 +71,7 @@ pub struct Fragment {
     pub length: u32,
     /// Whether it is not the last part.
     pub more: bool,
-    /// Stands for its bytes: equal for equal ones.
+    /// Represents its bytes: equal for equal bytes.
     pub content: u64,
 }
 

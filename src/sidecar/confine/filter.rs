@@ -25,7 +25,7 @@ use super::ConfineError;
 pub enum Reach {
     /// Packets, its control socket and its files.
     Packets,
-    /// Beside them netlink, to give the interfaces back in the end. It takes
+    /// Also netlink, to give the interfaces back at the end. It takes
     /// `NET_ADMIN` too, to be kept in [`drop_capabilities`](super::drop_capabilities).
     GivingBack,
 }
@@ -78,7 +78,7 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_clock_getres,
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
-    // The control socket and the sockets for names; which there may be: `socket`.
+    // The control socket and the sockets for names; `socket` restricts which ones.
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_bind,
@@ -176,8 +176,8 @@ const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWNS
 /// `PR_SET_VMA`, by which glibc names its memory (uapi/linux/prctl.h).
 const PR_SET_VMA: libc::c_int = 0x5356_4d41;
 
-/// The options of sockets that may be set: time limits of the control socket, and what giving
-/// back sets. Not `SO_MARK`, nor filters, nor anything of packet sockets.
+/// The socket options that may be set: timeouts of the control socket, and those needed to give
+/// interfaces back. Not `SO_MARK`, nor filters, nor anything of packet sockets.
 const OPTIONS: [(libc::c_int, libc::c_int); 3] = [
     (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
     (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
@@ -267,7 +267,7 @@ fn conditional(reach: Reach) -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendErro
     ])
 }
 
-/// The sockets that may be made: TCP and UDP, for names; Unix; and netlink to give the
+/// The sockets that may be created: TCP and UDP for names; Unix; and netlink to give the
 /// interfaces back.
 fn sockets(reach: Reach) -> Result<Vec<SeccompRule>, BackendError> {
     // The kind shares its argument with SOCK_CLOEXEC and SOCK_NONBLOCK; SOCK_TYPE_MASK

@@ -19,7 +19,7 @@ fn lookup(name: &str, resolv_conf: &str) -> Lookup {
     lookup
 }
 
-/// The questions that are sent now: server, name and type of each.
+/// Returns the queries sent now, with the name and type of each.
 fn sent(lookup: &mut Lookup) -> Vec<(Outgoing, String)> {
     let text = |it: &Outgoing| {
         let question = Packet::parse(&it.message).unwrap().questions.remove(0);
@@ -37,7 +37,7 @@ fn texts(sent: &[(Outgoing, String)]) -> Vec<&str> {
     sent.iter().map(|(_, text)| text.as_str()).collect()
 }
 
-/// A record of an answer: owner, TTL and data.
+/// A record of a response: owner, TTL and data.
 type Record = (&'static str, u32, RData<'static>);
 
 fn v4(owner: &'static str, ttl: u32, last: u8) -> Record {
@@ -53,7 +53,7 @@ fn alias(owner: &'static str, ttl: u32, target: &'static str) -> Record {
     (owner, ttl, RData::CNAME(CNAME(Name::new(target).unwrap())))
 }
 
-/// The answer to a question, which `change` may spoil.
+/// Returns the response to a query. `change` may corrupt it.
 fn reply(question: &[u8], records: &[Record], change: impl FnOnce(&mut Packet<'_>)) -> Vec<u8> {
     let mut packet = Packet::parse(question).unwrap().into_reply();
     packet.set_flags(PacketFlag::RECURSION_AVAILABLE);
@@ -71,7 +71,7 @@ fn refusal(code: RCODE) -> impl Fn(&mut Packet<'_>) {
     move |packet| *packet.rcode_mut() = code
 }
 
-/// Answers a question that was sent.
+/// Answers a query that was sent.
 fn answer(lookup: &mut Lookup, to: &Outgoing, records: &[Record]) {
     let message = reply(&to.message, records, |_| {});
     lookup.hear(to.server, &message, to.over_tcp, ms(1));
@@ -90,7 +90,7 @@ fn both_families_are_asked_for_at_once_and_a_ttl_is_that_of_the_whole_chain() {
     let mut lookup = lookup("web", "nameserver 10.0.0.2");
     let asked = sent(&mut lookup);
     assert_eq!(texts(&asked), ["0 web TYPE(A)", "0 web TYPE(AAAA)"]);
-    // Out of order, and in other letters.
+    // In another order, and in mixed case.
     let records = [
         v4("LB.example", 60, 9),
         alias("Web", 300, "a.example"),
@@ -195,7 +195,7 @@ fn names_are_searched_for_as_resolv_conf_says() {
             }
             lookup.act(ms(1));
         }
-        // As one failed, nobody knows.
+        // Because one query failed, the result is unknown.
         assert!(matches!(lookup.ended(), Some(End::Failed(why)) if why.contains("SERVFAIL")));
     }
 }
@@ -237,7 +237,7 @@ fn a_server_that_refuses_gives_way_to_the_next_at_once() {
     lookup.act(ms(5));
     let again = sent(&mut lookup);
     assert_eq!(texts(&again), ["1 web TYPE(A)", "1 web TYPE(AAAA)"]);
-    // A late answer of the first counts as well.
+    // A late response from the first server counts as well.
     answer(&mut lookup, &asked[0].0, &[v4("web", 60, 9)]);
     lookup.hear(1, &reply(&again[1].0.message, &[], |_| {}), false, ms(6));
     assert_eq!(lookup.ended(), Some(&End::Found(ms(60_000))));
@@ -313,7 +313,7 @@ fn hostile_messages_do_no_harm() {
             let mut spoiled = whole.clone();
             spoiled[at] = value;
             let id = u16::from_be_bytes([question[0], question[1]]);
-            // It may mean something else; it must not fail.
+            // The meaning may differ, but parsing must not panic.
             let _ = dns::answer(&spoiled, id, "web", Family::V4);
         }
     }

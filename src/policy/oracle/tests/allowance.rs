@@ -132,7 +132,7 @@ fn an_entity_begins_as_many_flows_as_leave_the_same_number_of_places() {
         }
         let c = lab.eni("10.0.1.12", &groups);
         let other = |port| udp(c, "10.0.1.12", "10.0.1.11", port, 53);
-        // A flow takes a place at either end.
+        // A flow takes an entry at either end.
         let mut oracle = Oracle::with_capacity(lab.model(), 12);
         for port in [1, 2, 3] {
             assert_delivered(oracle.verdict(&ask(a, port), at(0)), b);
@@ -141,7 +141,7 @@ fn an_entity_begins_as_many_flows_as_leave_the_same_number_of_places() {
             oracle.verdict(&ask(a, 4), at(0)),
             dropped(DropReason::FlowTableFull, a)
         );
-        // What was there goes on, and another has half of the rest with the same server.
+        // Existing flows continue, and another sender gets half of the rest with the same server.
         assert_delivered(oracle.verdict(&ask(a, 3), at(1)), b);
         assert_delivered(oracle.verdict(&other(1), at(1)), b);
         assert_eq!(

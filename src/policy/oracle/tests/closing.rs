@@ -93,8 +93,8 @@ fn an_acknowledgement_short_of_the_fin_or_beyond_does_not_close() {
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
     pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 2);
-    // 5000 acknowledges all data but not the FIN, after which there is nothing;
-    // and without the flag the number means nothing.
+    // 5000 acknowledges all data but not the FIN, 5002 would be past the end, and without the ACK
+    // flag the number means nothing.
     pair.passes(&pair.forth(ACK, 1001, 5000, 0), 3);
     pair.passes(&pair.forth(ACK, 1001, 5002, 0), 4);
     pair.passes(&pair.forth(TcpFlags::default(), 1001, 5001, 0), 5);
@@ -113,7 +113,7 @@ fn sequence_numbers_wrap() {
     pair.passes(&pair.back(ACK, 5001, 0, 0), 5);
     pair.is_rejected(&pair.back(ACK, 5001, 0, 0), 6);
 
-    // Half of the numbers away is behind it, one less is beyond.
+    // A number that is half of the number space away is behind; one less is beyond.
     for (sequence, beyond) in [(1000 + (1 << 31), true), (1001 + (1 << 31), false)] {
         let mut pair = established();
         pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
@@ -132,11 +132,11 @@ fn sequence_numbers_wrap() {
 fn a_fin_counts_once_it_is_acknowledged() {
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
-    // Somebody else's comes between; the true one is sent again.
+    // A forged FIN comes between; the genuine one is sent again.
     pair.passes(&pair.forth(FIN_ACK, 77_000, 5000, 0), 2);
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 3);
     pair.passes(&pair.back(ACK, 5000, 1001, 0), 4);
-    // What is acknowledged stands, and so does what acknowledges it.
+    // A confirmed FIN stays, and so does the FIN that acknowledges it.
     pair.passes(&pair.forth(FIN_ACK, 88_000, 5000, 0), 5);
     pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 6);
     pair.passes(&pair.back(FIN_ACK, 99_000, 0, 0), 7);
@@ -155,7 +155,7 @@ fn a_fin_that_is_sent_again_still_acknowledges() {
 
 #[test]
 fn a_reset_with_the_number_of_an_end_closes_at_once() {
-    // The SYN's, when it is refused.
+    // The number of the SYN, when the reset refuses it.
     for (acknowledgement, refuses) in [(999, false), (1000, true), (1001, false)] {
         let mut pair = established();
         pair.oracle = pair.lab.oracle();
@@ -168,12 +168,12 @@ fn a_reset_with_the_number_of_an_end_closes_at_once() {
             pair.passes(&next, 3);
         }
     }
-    // The other side's FIN; a FIN of its own counts for nothing.
+    // The number of the other side's FIN; the reset's own FIN flag doesn't count.
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
     pair.passes(&pair.back(flags(false, true, true, true), 5000, 1001, 0), 2);
     pair.is_rejected(&pair.forth(ACK, 1001, 5000, 0), 3);
-    // One's own, when it was acknowledged; before it may be anybody's.
+    // The number of its own FIN, once acknowledged; before that, the FIN may be forged.
     for (acknowledgement, knows) in [(1000, false), (1001, true)] {
         let mut pair = established();
         pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 1);
@@ -210,7 +210,8 @@ fn any_other_reset_starts_a_minute_that_packets_from_both_sides_end() {
 
 #[test]
 fn the_idle_times_of_an_ending_connection() {
-    // One FIN: that of an established one (RFC 5382 REQ-5), put off by packets.
+    // One FIN: the idle timeout of an established connection (RFC 5382 REQ-5), extended by
+    // packets.
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 0);
     pair.passes(&pair.back(ACK, 5000, 1001, 0), 431_999_999);
@@ -221,7 +222,7 @@ fn the_idle_times_of_an_ending_connection() {
         dropped(DropReason::NoEgressRule, pair.b)
     );
 
-    // Both, not both acknowledged: 60 s, put off by packets.
+    // A FIN from both sides, not both acknowledged: 60 s, extended by packets.
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 0);
     pair.passes(&pair.back(FIN_ACK, 5000, 1001, 0), 0);
@@ -240,7 +241,7 @@ fn the_idle_times_of_an_ending_connection() {
     pair.passes(&pair.forth(ACK, 1001, 5001, 0), 10_000);
 }
 
-/// A connection that both sides have ended at 0.
+/// A connection that both sides have ended at time 0.
 fn closed() -> Pair {
     let mut pair = established();
     pair.passes(&pair.forth(FIN_ACK, 1000, 5000, 0), 0);
@@ -262,8 +263,8 @@ fn a_syn_on_a_closed_connection_is_a_new_one_for_the_rules_to_judge() {
         pair.oracle.verdict(&pair.forth(SYN, 8000, 0, 0), at(5)),
         dropped(DropReason::NoIngressRule, pair.b)
     );
-    // The closed flow is still remembered there. Else a late packet of the server's would
-    // open a flow that lets the client back in.
+    // The closed flow is still remembered there. Otherwise a late packet of the server would open
+    // a flow that lets the client back in.
     for late in [
         pair.forth(ACK, 8001, 0, 0),
         pair.back(ACK, 9000, 7001, 0),
@@ -295,7 +296,7 @@ fn a_syn_after_a_reset_is_judged_by_the_rules() {
     );
     pair.passes(&pair.forth(ACK, 7001, 9001, 0), 400_000_002);
     pair.passes(&pair.back(ACK, 9001, 7001, 0), 400_000_003);
-    // At the sender, whose own rules let the SYN pass, it began anew.
+    // At the sender, whose own rules admit the SYN, the connection began anew.
     pair.passes(&pair.forth(ACK, 7001, 9001, 0), 400_000_004);
     pair.passes(&pair.back(ACK, 9001, 7001, 0), 800_000_000);
 }

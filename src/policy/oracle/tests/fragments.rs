@@ -56,7 +56,7 @@ fn later_fragments_follow_the_first_without_rules_or_flows() {
     oracle.replace_model(lab.model());
     let middle = part(a, 1, 16, 8, true);
     assert_eq!(oracle.verdict(&middle, at(4_998)), followed(&middle, b));
-    // Nor do they put the flow's end off: it idles out at 30 s.
+    // They don't extend the flow's lifetime either: it idles out at 30 s.
     let last = part(a, 1, 24, 3, false);
     assert_eq!(oracle.verdict(&last, at(4_999)), followed(&last, b));
     oracle.expire(at(30_000));
@@ -148,7 +148,7 @@ fn an_overlap_poisons_the_datagram() {
             oracle.verdict(&part(a, 1, 16, 8, true), at(0))
         ));
         assert_eq!(oracle.verdict(&again, at(1)), overlapping, "{again}");
-        // All that come after die, the fitting ones too, and those that came before …
+        // All later fragments are dropped, including those that fit and those that came before …
         let fitting = part(a, 1, 24, 8, false);
         for packet in [fitting, part(a, 1, 0, 16, true), part(a, 1, 16, 8, true)] {
             assert_eq!(oracle.verdict(&packet, at(4_999)), overlapping);
@@ -192,7 +192,7 @@ fn a_first_fragment_with_other_bytes_begins_a_new_datagram() {
         assert_delivered(oracle.verdict(&with(content), at(0)), b);
         assert_eq!(oracle.verdict(&middle, at(0)), followed(&middle, b));
     }
-    // One that is refused ends what passed before.
+    // A refused first fragment ends the datagram that passed before.
     let mut refused = with(4);
     refused.payload = Payload::Udp {
         source_port: 40_000,
@@ -201,7 +201,7 @@ fn a_first_fragment_with_other_bytes_begins_a_new_datagram() {
     let no_rule = dropped(DropReason::NoEgressRule, a);
     assert_eq!(oracle.verdict(&refused, at(0)), no_rule);
     assert_eq!(oracle.verdict(&part(a, 1, 24, 8, true), at(0)), no_rule);
-    // And the next is judged by itself.
+    // The next first fragment is judged independently.
     assert_delivered(oracle.verdict(&with(5), at(0)), b);
     assert_eq!(oracle.verdict(&middle, at(0)), followed(&middle, b));
 }
@@ -543,7 +543,7 @@ fn at_most_256_kib_of_one_source_wait_and_the_oldest_are_given_up() {
     let outcome = oracle.judge(&part(a, 1, 0, 8, true), at(0));
     assert_delivered(outcome.judgement, b);
     assert_eq!(outcome.released.len(), 1);
-    // No datagram can have more than all of it.
+    // No datagram can exceed the whole amount.
     for nth in 0..32 {
         assert_eq!(oracle.verdict(&long(99, 8 + nth * 8192), at(0)), held);
         if nth == 6 {
