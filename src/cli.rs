@@ -170,6 +170,7 @@ impl CliError {
             let error = json!({ "event": "error", "code": outcome as u8, "error": text });
             match output::print(&format!("{error}\n")) {
                 Ok(()) => return outcome,
+                Err(error) if error.to_string() == text => {}
                 Err(error) => output::to_stderr(&format!("sgwall: {error}")),
             }
         }

@@ -67,7 +67,7 @@ const SHARD: usize = 1 << 15;
 /// Minimum time before a record that has used up its generations is used again. This is far
 /// longer than a packet takes, even on a worker that the kernel doesn't schedule for seconds. A
 /// decision.
-const REST: Millis = Millis(60_000);
+const REST: Millis = Millis(10_000);
 
 /// Flows that are touched at a time.
 const BATCH: usize = 64;
@@ -374,7 +374,7 @@ impl FlowTable {
     pub fn sweep_shards(&self, shards: Range<usize>, now: Millis) -> usize {
         let shards = self.shards.get(shards).unwrap_or_default();
         let expired = |shard: &Shard| {
-            shard.lock().turn(now);
+            shard.end_rests(now);
             self.remove_if(shard, |life| !life.is_live(now))
         };
         shards.iter().map(|shard| expired(shard)).sum()

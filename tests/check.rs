@@ -455,7 +455,7 @@ fn a_question_that_makes_no_sense_says_how_to_mend_it() {
         (
             "web-1",
             "-1",
-            "'-1' stands for every protocol, and a packet has one: give tcp",
+            "'-1' means every protocol, and a packet has one: give tcp",
         ),
         ("web-1", "all", "a packet has one"),
     ] {

@@ -11,9 +11,9 @@ use crate::link::Offload;
 /// Arguments about the engine, but for the number of its workers, whose default differs.
 #[derive(Debug, clap::Args)]
 pub(super) struct EngineArgs {
-    /// Most flows remembered at a time; a connection within a lab is two, one at each
-    /// end. An entity may begin as many as remain free: at most half. What is full admits
-    /// no new flow until others end or idle out.
+    /// Maximum number of flows; a connection within a lab is two, one at each end. An
+    /// entity may begin as many as remain free: at most half. When the table is full, new
+    /// flows are dropped until others end or time out.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_CAPACITY as u64))]
     max_flows: usize,

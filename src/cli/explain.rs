@@ -179,7 +179,7 @@ fn protocol_number(text: &str) -> Result<u8, CliError> {
         "sctp" => 132,
         "all" | "-1" => {
             return Err(CliError::Usage(format!(
-                "'{text}' stands for every protocol, and a packet has one: give tcp, udp, icmp, icmpv6 or a number"
+                "'{text}' means every protocol, and a packet has one: give tcp, udp, icmp, icmpv6 or a number"
             )));
         }
         other => other.parse().map_err(|_| {

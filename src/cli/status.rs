@@ -108,7 +108,7 @@ fn text(name: &str, status: &Status, paint: Paint) -> String {
         if interface.flow_entries_available == 0 {
             let _ = writeln!(
                 out,
-                "{}: has begun {} entries of the flow table, as many as are free; its next flows are dropped (flow_table_full)",
+                "{}: holds {} flow table entries, as many as are free; its new flows are dropped (flow_table_full)",
                 interface.name, interface.flow_entries
             );
         }
@@ -167,7 +167,7 @@ fn described(member: &MemberStatus) -> String {
         parts.push(format!("{} ({time})", it.address));
     }
     if parts.is_empty() {
-        parts.push("nobody".to_owned());
+        parts.push("no addresses".to_owned());
     }
     if let Some(trouble) = &member.trouble {
         parts.push(format!("can't be resolved: {trouble}"));

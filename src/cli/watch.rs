@@ -130,7 +130,7 @@ impl Watch {
                 }
                 if began.elapsed() >= OVERDUE {
                     return Err(CliError::System(format!(
-                        "{} is open for writing, so it may be half-written: end the program that \
+                        "{} is open for writing and may be incomplete: end the program that \
                          writes it, and start again",
                         file.path.display()
                     )));
@@ -165,6 +165,10 @@ impl Watch {
                 };
                 file.replaced = identity(&seen) != identity(&file.seen);
                 file.seen = seen;
+                // After a rest it is another save, which has its own time to end.
+                if now.saturating_duration_since(self.restless) >= REST {
+                    self.waiting = None;
+                }
                 self.restless = now;
             }
         }
@@ -282,7 +286,7 @@ impl Watched {
 
     fn incomplete(&self, asked: bool, rested: bool) -> Option<&'static str> {
         let Some(seen) = &self.seen else {
-            return (!rested).then_some("it is gone, for the moment");
+            return (!rested).then_some("it does not exist at the moment");
         };
         // Reading it reports what is wrong with it.
         if !seen.regular {
@@ -290,7 +294,7 @@ impl Watched {
         }
         let writers = self.writers();
         if writers == Writers::Some {
-            return Some("a program has it open for writing; end that, or save by renaming");
+            return Some("a program has it open for writing; close it there, or save by renaming");
         }
         // Renaming changes the inode after the contents. This shows a renamed file even where the
         // kernel doesn't report writers.
@@ -300,11 +304,11 @@ impl Watched {
         }
         if !self.ends_with_newline() {
             return Some(
-                "it doesn't end with a newline, as if half-written; end it with one, or save by \
-                 renaming (SIGHUP has it read as it is)",
+                "it doesn't end with a newline and may be incomplete; add one, or save by \
+                 renaming (SIGHUP reads it anyway)",
             );
         }
-        (!rested).then_some("it is written again and again; save by renaming")
+        (!rested).then_some("it keeps changing; save by renaming")
     }
 
     /// Returns a message if the file is the old file of a mount whose source was replaced.
@@ -316,8 +320,8 @@ impl Watched {
         });
         (deleted || moved).then(|| {
             format!(
-                "{} was replaced or deleted where it is mounted from, and what is here is the \
-                 old file: no save is seen any more; mount its folder and start again",
+                "{} was replaced or deleted where it is mounted from; this is the old file, so \
+                 changes are no longer seen: mount its folder and start again",
                 self.path.display()
             )
         })

@@ -93,7 +93,7 @@ pub(super) fn translate(
     let help = format!("write `{}`", found.written(side, group));
     let keys: Vec<String> = found.keys.iter().map(|key| quoted(key)).collect();
     let message = format!(
-        "{noun} has no key {}: Terraform or AWS's API writes so",
+        "{noun} has no key {}: that is Terraform or EC2 API syntax",
         keys.join(", ")
     );
     report.error(first, message).help(help);

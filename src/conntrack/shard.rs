@@ -341,6 +341,19 @@ impl Shard {
         false
     }
 
+    /// Makes those records available again that have rested for [`REST`], with all their
+    /// generations: references from before have ended.
+    pub(super) fn end_rests(&self, now: Millis) {
+        let mut free = self.lock();
+        for number in free.turn(now) {
+            let number = usize::from(number);
+            if let Some(chunk) = self.chunks[number / CHUNK].get() {
+                let place = number % CHUNK;
+                Slot::new(&chunk.hot[place], &chunk.cold[place]).renew();
+            }
+        }
+    }
+
     /// Puts the index in order if marks or records take up too much of it: three
     /// quarters at the most, so that searches end soon.
     fn make_room(&self, free: &mut Free) {
@@ -463,15 +476,17 @@ impl Free {
         self.back.len() + self.resting.iter().map(Vec::len).sum::<usize>()
     }
 
-    /// Makes records available again that have been retired for [`REST`].
-    pub(super) fn turn(&mut self, now: Millis) {
+    /// Ends the rest of those records that have had [`REST`], and returns them.
+    fn turn(&mut self, now: Millis) -> Vec<u16> {
         if now.0 < self.turned.0 + REST.0 {
-            return;
+            return Vec::new();
         }
         let [rested, resting] = &mut self.resting;
-        self.back.append(rested);
+        let ended = std::mem::take(rested);
         std::mem::swap(rested, resting);
+        self.back.extend_from_slice(&ended);
         self.turned = now;
+        ended
     }
 
     /// Clears a word of the index. Where no search goes on after it, the marks

@@ -317,6 +317,12 @@ impl<'s> Slot<'s> {
         self.change_life(seen, seen.vacated()).is_ok()
     }
 
+    /// Starts the record's generations again. The caller holds the lock, the record has no
+    /// tenant, and nobody refers to an earlier one.
+    pub(super) fn renew(self) {
+        self.hot.life.store(0, Ordering::Release);
+    }
+
     /// Takes the place in an allowance away from the record, under the lock.
     pub(super) fn take_charge(self) -> Option<InterfaceIx> {
         let rest = (1 << CHARGE_SHIFT) - 1;

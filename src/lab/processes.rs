@@ -59,9 +59,14 @@ pub(super) fn end_all(chosen: &dyn Fn(i32) -> bool) {
 /// Signals a process if `chosen` still selects it. A pidfd is held during the check, so a signal
 /// never reaches another process that was given the same number meanwhile.
 fn signal(pid: i32, chosen: &dyn Fn(i32) -> bool, signals: &[Signal]) {
-    let Ok(process) = open(pid) else {
-        // It has ended.
-        return;
+    let process = match open(pid) {
+        Ok(process) => process,
+        Err(error) => {
+            if error.raw_os_error() != Some(nix::libc::ESRCH) {
+                tracing::warn!(pid, %error, "can't open a process to end it");
+            }
+            return;
+        }
     };
     if !chosen(pid) {
         return;

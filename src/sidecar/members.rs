@@ -21,12 +21,12 @@ pub const COUNTS_AT_MOST: Duration = Duration::from_secs(60);
 const MAX_ADDRESSES: usize = 1024;
 
 /// Names with their addresses.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Names {
     known: BTreeMap<String, Known>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Known {
     /// Each address with the time at which it expires.
     addresses: BTreeMap<IpAddr, Duration>,

@@ -154,11 +154,12 @@ impl<'a> Guard<'a> {
                 json!({ "diagnostics": [warning] }),
             );
         }
+        let kept = self.names.lock().clone();
         self.names.lock().watch(&rules.members);
         let model = match self.model(&rules) {
             Ok(model) => model,
             Err(why) => {
-                self.names.lock().watch(&self.rules.members);
+                *self.names.lock() = kept;
                 self.standing.appliance.refuse(why.clone());
                 return self.refused(&why, json!({ "why": why }));
             }
@@ -172,7 +173,7 @@ impl<'a> Guard<'a> {
                 self.teller.reloaded(before, generation);
             }
             Err(error) => {
-                self.names.lock().watch(&self.rules.members);
+                *self.names.lock() = kept;
                 self.not_replaced(&error);
             }
         }
@@ -204,7 +205,7 @@ impl<'a> Guard<'a> {
                     let then = if keeps {
                         "its last addresses count for a while"
                     } else {
-                        "nobody counts as this member"
+                        "this member has no addresses"
                     };
                     self.teller.say(
                         "unresolved",
