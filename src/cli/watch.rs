@@ -507,9 +507,24 @@ mod tests {
             fs::write(&trial.file, format!("{}\n", "x".repeat(n))).unwrap();
             assert!(!trial.reads(), "it never rests");
         }
+        let why = (40..80).find_map(|n| {
+            fs::write(&trial.file, format!("{}\n", "x".repeat(n))).unwrap();
+            trial.now += TICK;
+            match trial.watch.look_at(trial.now) {
+                Seen::Obstacle(why) => why,
+                _ => None,
+            }
+        });
+        let why = why.unwrap();
+        assert!(why.contains("keeps changing"), "{why}");
+        // A save after a rest has its own time.
+        trial.looks();
+        fs::write(&trial.file, "half").unwrap();
+        assert!(!trial.reads());
+        trial.obstacle(OVERDUE).unwrap();
         fs::write(&trial.file, "the last\n").unwrap();
-        let why = trial.obstacle(OVERDUE).unwrap();
-        assert!(why.contains("again and again"), "{why}");
+        assert_eq!(trial.obstacle(TICK), None);
+        trial.looks();
     }
 
     #[test]

@@ -161,7 +161,8 @@ impl Shard {
     pub(super) fn find_pair(&self, key: &FlowKey, home: Home) -> Pair<'_> {
         match self.search(key, home) {
             Ok(pair) => pair,
-            Err(Changing) => self.search_again(key, home),
+            // By value, so that the fast path can keep its key in registers.
+            Err(Changing) => self.search_again(*key, home),
         }
     }
 
@@ -171,15 +172,15 @@ impl Shard {
     /// no search depends on those, so every search ends.
     #[cold]
     #[inline(never)]
-    fn search_again(&self, key: &FlowKey, home: Home) -> Pair<'_> {
+    fn search_again(&self, key: FlowKey, home: Home) -> Pair<'_> {
         for _ in 0..PATIENCE {
             std::hint::spin_loop();
-            if let Ok(pair) = self.search(key, home) {
+            if let Ok(pair) = self.search(&key, home) {
                 return pair;
             }
         }
         let _held = self.lock();
-        self.search_locked(key, home)
+        self.search_locked(&key, home)
     }
 
     /// Returns the record of the flow with this key, expired or not. The caller holds the lock.
