@@ -189,9 +189,9 @@ impl FlowTable {
         now: Millis,
     ) -> Option<FlowRef<'t>> {
         let shard = self.shard(hash);
-        let found = match beside.0.map(|slot| shard::found(slot, key)) {
-            Some(Ok(Some(found))) => found,
-            _ => shard.find(key, home(hash, key.interface()))?,
+        let found = match beside.0.and_then(|slot| shard::found(slot, key, &mut true)) {
+            Some(found) => found,
+            None => shard.find(key, home(hash, key.interface()))?,
         };
         live(shard, found, key, now)
     }

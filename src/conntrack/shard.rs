@@ -131,10 +131,6 @@ pub(super) struct Found<'s> {
 /// The record that was found, and the record that probably belongs to the flow's other end.
 type Pair<'s> = Option<(Found<'s>, Option<Slot<'s>>)>;
 
-/// The record or the index is being changed; the search must be retried.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Changing;
-
 impl Shard {
     /// A shard for `most` records. It takes memory as it fills.
     pub(super) fn new(most: usize) -> Self {
@@ -159,11 +155,14 @@ impl Shard {
     /// is on its way from memory while the first is read.
     #[inline(always)]
     pub(super) fn find_pair(&self, key: &FlowKey, home: Home) -> Pair<'_> {
-        match self.search(key, home) {
-            Ok(pair) => pair,
-            // By value, so that the fast path can keep its key in registers.
-            Err(Changing) => self.search_again(*key, home),
+        // Not as a `Result`, which would go through memory on the fast path.
+        let mut settled = true;
+        let pair = self.search(key, home, &mut settled);
+        if settled {
+            return pair;
         }
+        // The key by value, so that the fast path can keep it in registers.
+        self.search_again(*key, home)
     }
 
     /// The slow path of [`Self::find_pair`], for when the first search met a change in progress.
@@ -175,7 +174,9 @@ impl Shard {
     fn search_again(&self, key: FlowKey, home: Home) -> Pair<'_> {
         for _ in 0..PATIENCE {
             std::hint::spin_loop();
-            if let Ok(pair) = self.search(&key, home) {
+            let mut settled = true;
+            let pair = self.search(&key, home, &mut settled);
+            if settled {
                 return pair;
             }
         }
@@ -191,21 +192,19 @@ impl Shard {
     fn search_locked(&self, key: &FlowKey, home: Home) -> Pair<'_> {
         // A writer that panicked may have left the order odd and a record vacant. The flow does
         // not exist then.
-        self.search(key, home).unwrap_or_default()
+        self.search(key, home, &mut true)
     }
 
     /// Searches the index once.
     #[inline(always)]
-    fn search(&self, key: &FlowKey, home: Home) -> Result<Pair<'_>, Changing> {
+    fn search(&self, key: &FlowKey, home: Home, settled: &mut bool) -> Pair<'_> {
         let order = self.order.load(Ordering::Acquire);
-        let Some(index) = self.index() else {
-            return Ok(None);
-        };
+        let index = self.index()?;
         let mask = index.len() - 1;
         let mut at = home.bucket as usize & mask;
         let mut other = EMPTY;
         for _ in 0..index.len() {
-            let word = index[at].load(Ordering::Acquire);
+            let word = index.get(at)?.load(Ordering::Acquire);
             if word == EMPTY {
                 break;
             }
@@ -217,20 +216,21 @@ impl Shard {
             } else if let Some(slot) = self.slot(word) {
                 // The other end was opened after this one, or before.
                 if other == EMPTY {
-                    other = home.kin(index[at].load(Ordering::Acquire));
+                    other = home.kin(index.get(at)?.load(Ordering::Acquire));
                 }
                 let other = self.slot(other);
                 super::touch(other.into_iter().map(Slot::word));
-                if let Some(found) = found(slot, key)? {
-                    return Ok(Some((found, other)));
+                if let Some(found) = found(slot, key, settled) {
+                    return Some((found, other));
+                }
+                if !*settled {
+                    return None;
                 }
             }
         }
         fence(Ordering::Acquire);
-        if order.is_multiple_of(2) && self.order.load(Ordering::Relaxed) == order {
-            return Ok(None);
-        }
-        Err(Changing)
+        *settled = order.is_multiple_of(2) && self.order.load(Ordering::Relaxed) == order;
+        None
     }
 
     /// The word of the index at which a search begins, and one where most have ended: in
@@ -511,21 +511,14 @@ impl Free {
     }
 }
 
-/// The flow with that key, if the record is its own.
-///
-/// # Errors
-///
-/// [`Changing`] if the record is being reused, possibly for the same flow.
+/// The flow with that key, if the record is its own. `settled` becomes false if the record is
+/// being reused, possibly for the same flow.
 #[inline(always)]
-pub(super) fn found<'s>(slot: Slot<'s>, key: &FlowKey) -> Result<Option<Found<'s>>, Changing> {
+pub(super) fn found<'s>(slot: Slot<'s>, key: &FlowKey, settled: &mut bool) -> Option<Found<'s>> {
     let life = slot.life();
-    let Some(nature) = slot.nature_of(key) else {
-        return Ok(None);
-    };
-    if slot.is_still(life) && !life.is_vacant() {
-        return Ok(Some(Found { slot, life, nature }));
-    }
-    Err(Changing)
+    let nature = slot.nature_of(key)?;
+    *settled = slot.is_still(life) && !life.is_vacant();
+    settled.then_some(Found { slot, life, nature })
 }
 
 #[cfg(test)]
