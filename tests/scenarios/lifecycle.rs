@@ -81,8 +81,10 @@ fn a_lab_ends_with_the_terminal_that_it_was_started_on() {
         return;
     }
     let mut start = Start::new(THREE_TIER);
-    // `script` creates a terminal, which is gone once `script` is killed.
-    let through = ["sh", "-c", "exec script -qfc \"exec $*\" /dev/null", "sh"];
+    // `script` creates a terminal, which is gone once `script` is killed. The tests may run
+    // under `nohup`, the lab must not.
+    let script = "exec script -qfc \"exec $*\" /dev/null";
+    let through = ["env", "--default-signal=HUP", "sh", "-c", script, "sh"];
     start.through = through.map(String::from).to_vec();
     let mut lab = Lab::start(&start);
     lab.event("enforcing");
