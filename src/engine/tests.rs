@@ -637,7 +637,7 @@ impl Link for Held {
     }
 }
 
-/// An appliance of [`model`]'s hosts, which are not proven for want of sockets, and the
+/// An appliance of [`model`]'s hosts, which are not proven because sockets are missing, and the
 /// link of `a`.
 fn appliance(port: u16) -> (Appliance, Arc<Held>) {
     let a = Arc::new(Held(
